@@ -1,0 +1,39 @@
+"""What a user did or has is wrong: one line that says which file, what is wrong and what to do.
+
+Everything a person can cause (a missing folder, a broken file, an unknown frame) is raised as `InputError`; the command
+lines print it as one line and leave with code 2. Any other exception is a bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class InputError(ValueError):
+    """Bad input. `str(error)` is one line for a person: place, problem, remedy."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+def run_command(main: Callable[[], int | None]) -> None:
+    """Runs a command line's `main` and leaves the process with its exit code.
+
+    0 done, 1 the command's own verdict is bad, 2 bad input (one line on stderr), 130 interrupted by Ctrl-C.
+    """
+    try:
+        code = main() or 0
+        sys.stdout.flush()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        # The reader (head, less) has left: not an error. Give stdout away so that the interpreter's exit is quiet too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)

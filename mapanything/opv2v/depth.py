@@ -1,0 +1,109 @@
+"""Depth maps on disk: z-depth in metres, float32, 0 = unknown; and depth maps made from a LiDAR cloud.
+
+Formats read: `.npy` (metres), 16-bit grey PNG (1/256 m, as KITTI's), 8-bit grey PNG (whole metres, OPV2V-H; 255 means
+"255 or farther" and counts as unknown).
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mapanything.errors import InputError
+from mapanything.geometry import carla
+from mapanything.geometry.zbuffer import depth_from_points
+from mapanything.opv2v.files import write_atomic
+from mapanything.opv2v.frame import Camera
+from mapanything.opv2v.png import read_png16
+
+PNG_SCALE = 256.0  # steps of a 16-bit PNG per metre: 4 mm apart, up to 255.996 m
+MAX_DEPTH = 1000.0  # metres, CARLA's far plane; what lies beyond is sky
+
+
+def npy_header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Shape, dtype and whole size in bytes that a .npy file's header promises.
+
+    Raises:
+        InputError: no .npy file, Python objects in it, or shorter or longer than promised.
+    """
+    try:
+        with open(path, "rb") as file:
+            shape, dtype, offset = _parse_npy_header(file, path)
+            size = file.seek(0, io.SEEK_END)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+    promised = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if size != promised:
+        state = "truncated" if size < promised else "longer than its header says"
+        raise InputError(f"{path}: {state} ({size} of {promised} bytes); make it again or restore it")
+    return shape, dtype, promised
+
+
+def _parse_npy_header(file: io.BufferedReader, path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
+    try:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, fortran, dtype = read(file)
+    except (ValueError, KeyError, SyntaxError, EOFError, TypeError, UnicodeError, RecursionError, MemoryError) as error:
+        raise InputError(f"{path}: is no .npy array ({' '.join(str(error).split())[:80]}); make it again") from error
+    if dtype.hasobject or fortran or any(n < 0 for n in shape):
+        raise InputError(f"{path}: is no plain .npy array of numbers; make it again")
+    return shape, dtype, file.tell()
+
+
+def read_depth(path: Path) -> NDArray[np.float32]:
+    """A depth map (H, W) in metres as stored; NaN, infinite and negative values are left for the caller to see.
+
+    Raises:
+        InputError: missing, truncated, or no depth map.
+    """
+    if path.suffix == ".png":
+        values = read_png16(path)
+        if values.dtype == np.uint16:
+            return values.astype(np.float32) / np.float32(PNG_SCALE)
+        return np.where(values == 255, 0, values).astype(np.float32)
+    shape, dtype, _ = npy_header(path)
+    if len(shape) == 3 and shape[-1] == 1:
+        shape = shape[:2]
+    if len(shape) != 2 or dtype.kind not in "fiu":
+        raise InputError(f"{path}: holds {dtype} of shape {shape}; a depth map is (H, W) of numbers")
+    return np.load(path, allow_pickle=False).reshape(shape).astype(np.float32, copy=False)
+
+
+def clean_depth(depth: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What training sees: NaN, infinite, negative and sky (>= 1000 m) become 0, unknown."""
+    return np.where((depth > 0) & (depth < MAX_DEPTH), depth, np.float32(0))
+
+
+def write_depth_npy(path: Path, depth: NDArray[np.float32]) -> None:
+    """Writes a map as float32 .npy, whole or not at all."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(depth, dtype=np.float32), allow_pickle=False)
+    write_atomic(path, buffer.getvalue())
+
+
+def write_depth_png(path: Path, depth: NDArray[np.float32]) -> None:
+    """Writes a map as 16-bit PNG, 1/256 m a step, whole or not at all. Beyond 255.996 m becomes unknown, never wrong."""
+    steps = np.rint(depth.astype(np.float64) * PNG_SCALE)
+    steps[(steps > 65535) | (steps < 0) | ~np.isfinite(steps)] = 0
+    buffer = io.BytesIO()
+    Image.fromarray(steps.astype(np.uint16)).save(buffer, format="PNG", compress_level=1)
+    write_atomic(path, buffer.getvalue())
+
+
+def lidar_depth(points: NDArray[np.floating], camera: Camera, width: int, height: int) -> NDArray[np.float32]:
+    """The z-depth map of a LiDAR cloud in one camera of the same vehicle.
+
+    Args:
+        points: (N, 3) as stored in the PCD: LiDAR frame, Unreal axes.
+        camera: of the same frame; its `camera_from_lidar` is used.
+
+    Returns:
+        (height, width) float32 metres, 0 where no point falls. No occlusion test beyond the pixel: LiDAR and cameras sit
+        up to 2.6 m apart, so that a far point can shine through the gap between near ones.
+    """
+    return depth_from_points(carla.cv_points(points), camera.camera_from_lidar, camera.cv_intrinsics, height, width)

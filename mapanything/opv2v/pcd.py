@@ -1,0 +1,256 @@
+"""PCD files (v0.7): ascii, binary and binary_compressed, with the intensity that OPV2V hides in the colour.
+
+OPV2V's clouds are ascii with FIELDS x y z rgb; intensity is the red byte (bits 16 to 23) of the packed colour, divided by
+255. As a float the colour is tiny, often *subnormal*: a reader that flushes subnormals to zero, or goes through float16,
+loses it. So it is recovered from float64 by scaling, or taken from the file's own bits.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas
+from numpy.typing import NDArray
+
+from mapanything.errors import InputError
+
+MAX_POINTS = 100_000_000
+_HEADER_KEYS = {"VERSION", "FIELDS", "COLUMNS", "SIZE", "TYPE", "COUNT", "WIDTH", "HEIGHT", "VIEWPOINT", "POINTS"}
+_DTYPES = {f"{t}{s}": f"<{t.lower()}{s}" for t in "IU" for s in (1, 2, 4, 8)} | {"F4": "<f4", "F8": "<f8"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PointCloud:
+    """A cloud as stored: OPV2V's are in the LiDAR's own frame, Unreal axes (x forward, y right, z up).
+
+    Attributes:
+        points: (N, 3) float32 metres.
+        intensity: (N,) float32 in 0..1, or None where the file has neither rgb nor intensity.
+    """
+
+    points: NDArray[np.float32]
+    intensity: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, slots=True)
+class PcdHeader:
+    """A header, checked for consistency. `fields` are (name, dtype, count); `offset` is where the data begin."""
+
+    fields: tuple[tuple[str, str, int], ...]
+    num_points: int
+    encoding: str
+    offset: int
+
+    @property
+    def point_bytes(self) -> int:
+        return sum(np.dtype(dtype).itemsize * count for _, dtype, count in self.fields)
+
+
+def read_pcd(path: Path) -> PointCloud:
+    """Reads a cloud.
+
+    Raises:
+        InputError: missing, truncated, not PCD, or without x y z.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+    header = parse_header(data, path)
+    if header.encoding == "ascii":
+        columns = _ascii_columns(data, header, path)
+    else:
+        columns = _binary_columns(data, header, path)
+    points = np.stack([columns[axis].astype(np.float32, copy=False) for axis in "xyz"], axis=-1)
+    return PointCloud(points, _intensity(columns))
+
+
+def parse_header(data: bytes, path: Path) -> PcdHeader:
+    """Parses the header at the start of `data`; `path` only names the file in errors."""
+    values: dict[str, list[str]] = {}
+    position = 0
+    while "DATA" not in values:
+        end = data.find(b"\n", position, position + 65536)
+        if end < 0:
+            raise InputError(f"{path}: is no PCD file (its header has no DATA line); restore the file")
+        line = data[position:end]
+        position = end + 1
+        words = line.decode("ascii", errors="replace").split("#", 1)[0].split()
+        if words:
+            key = words[0].upper()
+            if key not in _HEADER_KEYS | {"DATA"}:
+                raise InputError(f"{path}: is no PCD file (unknown header line {line[:40]!r}); restore the file")
+            values["FIELDS" if key == "COLUMNS" else key] = words[1:]
+    return _checked_header(values, position, path)
+
+
+def _checked_header(values: dict[str, list[str]], offset: int, path: Path) -> PcdHeader:
+    def integers(key: str, default: list[int] | None = None) -> list[int]:
+        if key not in values:
+            if default is not None:
+                return default
+            raise InputError(f"{path}: PCD header has no {key}; restore the file")
+        # isascii: int() takes any script's digits, and would take signs and underscores too
+        if not all(re.fullmatch(r"[0-9]{1,18}", word) for word in values[key]):
+            raise InputError(f"{path}: PCD header's {key} is no count: {' '.join(values[key])[:40]!r}; restore the file")
+        return [int(word) for word in values[key]]
+
+    names = values.get("FIELDS", [])
+    sizes, types = integers("SIZE"), [word.upper() for word in values.get("TYPE", [])]
+    counts = integers("COUNT", [1] * len(names))
+    if not len(names) == len(sizes) == len(types) == len(counts) or len(names) > 256:
+        raise InputError(f"{path}: PCD header's FIELDS, SIZE, TYPE and COUNT differ in length; restore the file")
+    fields = []
+    for name, size, kind, count in zip(names, sizes, types, counts, strict=True):
+        dtype = _DTYPES.get(f"{kind}{size}")
+        if dtype is None or not 1 <= count <= 65536:
+            raise InputError(f"{path}: PCD field {name[:40]!r} has no known type ({kind[:8]}{size} x {count})")
+        fields.append((name.lower(), dtype, count))
+    for axis in "xyz":
+        if [f[2] for f in fields if f[0] == axis] != [1]:
+            raise InputError(f"{path}: PCD has no field {axis}, or more than one; is it a LiDAR cloud?")
+    width, height = (integers("WIDTH") or [0])[0], (integers("HEIGHT", [1]) or [1])[0]
+    num_points = (integers("POINTS", [width * height]) or [0])[0]
+    if num_points != width * height or num_points > MAX_POINTS:
+        raise InputError(f"{path}: PCD header says {num_points} points but {width} x {height}; restore the file")
+    encoding = " ".join(values["DATA"]).lower()
+    if encoding not in ("ascii", "binary", "binary_compressed"):
+        raise InputError(f"{path}: PCD DATA is '{encoding[:40]}', not ascii, binary or binary_compressed")
+    return PcdHeader(tuple(fields), num_points, encoding, offset)
+
+
+def _ascii_columns(data: bytes, header: PcdHeader, path: Path) -> dict[str, NDArray]:
+    offsets, column = {}, 0
+    for name, _, count in header.fields:
+        offsets.setdefault(name, column)
+        column += count
+    wanted = {offsets[n]: n for n in ("x", "y", "z", "rgb", "rgba", "intensity") if n in offsets}
+    kinds = {name: dtype for name, dtype, _ in reversed(header.fields)}
+    try:
+        # float64 keeps every float32 and every packed integer colour exactly; pandas' C parser is 5x open3d's.
+        table = pandas.read_csv(
+            io.BytesIO(data),
+            sep=r"\s+" if b"\t" in data[header.offset : header.offset + 4096] else " ",
+            skipinitialspace=True,
+            header=None,
+            skiprows=data.count(b"\n", 0, header.offset),
+            names=range(column),
+            usecols=sorted(wanted),
+            dtype=np.float64,
+            index_col=False,
+            engine="c",
+            float_precision="high",
+        )
+    except (ValueError, OverflowError, UnicodeDecodeError, pandas.errors.ParserError) as error:
+        if header.num_points == 0 and not data[header.offset :].strip():
+            return {name: np.empty(0) for name in wanted.values()}
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"{path}: PCD data are not numbers ({reason}); restore the file") from error
+    if len(table) != header.num_points:
+        raise InputError(f"{path}: has {len(table)} of {header.num_points} points: truncated; restore the file")
+    columns = {name: table[index].to_numpy() for index, name in wanted.items()}
+    last = table[max(wanted)].to_numpy()
+    if len(last) and np.isnan(last[-1]) and not data.rstrip().lower().endswith(b"nan"):
+        raise InputError(f"{path}: the last line is cut off: truncated; restore the file")
+    for name in ("rgb", "rgba"):
+        if name in columns:
+            columns[name] = _packed_colour(columns[name], kinds[name])
+    return columns
+
+
+def _packed_colour(values: NDArray[np.float64], dtype: str) -> NDArray[np.uint32]:
+    """The 32 bits of a colour that was written as text: as an integer, or as the float32 that has those bits."""
+    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    if dtype[1] != "f":
+        return np.clip(values, 0, 2**32 - 1).astype(np.uint32)
+    # Below 2^-125 neighbouring float32 differ by 2^-149, so value * 2^149 *is* the bit pattern; no subnormal is touched.
+    small = np.abs(values) < 2.0**-125
+    bits = np.rint(np.abs(np.where(small, values, 0.0)) * 2.0**149).astype(np.uint32)
+    return np.where(small, bits, values.astype(np.float32).view(np.uint32))
+
+
+def _binary_columns(data: bytes, header: PcdHeader, path: Path) -> dict[str, NDArray]:
+    size = header.num_points * header.point_bytes
+    if header.encoding == "binary":
+        body = data[header.offset : header.offset + size]
+        dtype = np.dtype([(f"f{i}", dt, (c,)) for i, (_, dt, c) in enumerate(header.fields)])
+        if len(body) < size:
+            raise InputError(f"{path}: has {len(body)} of {size} bytes of points: truncated; restore the file")
+        table = np.frombuffer(body, dtype=dtype)
+        raw = [(name, table[f"f{i}"]) for i, (name, _, _) in enumerate(header.fields)]
+    else:
+        body = _decompressed(data, header, size, path)
+        raw, start = [], 0
+        for name, dt, count in header.fields:  # column by column, unlike binary
+            values = np.frombuffer(body, dtype=dt, count=header.num_points * count, offset=start)
+            raw.append((name, values.reshape(header.num_points, count)))
+            start += values.nbytes
+    columns: dict[str, NDArray] = {}
+    for name, values in raw:
+        if name in ("rgb", "rgba") and values.dtype.itemsize == 4:
+            columns.setdefault(name, np.ascontiguousarray(values[:, 0]).view(np.uint32))
+        elif name in ("x", "y", "z", "intensity"):
+            columns.setdefault(name, values[:, 0])
+    return columns
+
+
+def _decompressed(data: bytes, header: PcdHeader, size: int, path: Path) -> bytes:
+    start = header.offset + 8
+    if len(data) < start:
+        raise InputError(f"{path}: truncated right after the header; restore the file")
+    packed, unpacked = np.frombuffer(data, dtype="<u4", count=2, offset=header.offset).tolist()
+    if len(data) - start < packed:
+        raise InputError(f"{path}: has {len(data) - start} of {packed} compressed bytes: truncated; restore the file")
+    if unpacked != size:
+        raise InputError(f"{path}: unpacks to {unpacked} bytes where {size} are due; restore the file")
+    body = lzf_decompress(data[start : start + packed], unpacked)
+    if body is None:
+        raise InputError(f"{path}: its compressed data are corrupt; restore the file")
+    return body
+
+
+def lzf_decompress(data: bytes, size: int) -> bytes | None:
+    """LZF (liblzf's format): literal runs of up to 32 bytes and back references. None where `data` is not `size` bytes."""
+    out = bytearray()
+    i, end = 0, len(data)
+    while i < end and len(out) <= size:
+        control = data[i]
+        i += 1
+        if control < 32:
+            if i + control >= end:
+                return None
+            out += data[i : i + control + 1]
+            i += control + 1
+            continue
+        length = control >> 5
+        if length == 7:
+            if i >= end:
+                return None
+            length += data[i]
+            i += 1
+        if i >= end:
+            return None
+        distance = ((control & 31) << 8 | data[i]) + 1
+        i += 1
+        length += 2
+        start = len(out) - distance
+        if start < 0:
+            return None
+        piece = out[start : start + length]
+        if len(piece) < length:  # the reference runs into what it writes: a repeating pattern
+            piece = (piece * (length // len(piece) + 1))[:length]
+        out += piece
+    return bytes(out) if len(out) == size else None
+
+
+def _intensity(columns: dict[str, NDArray]) -> NDArray[np.float32] | None:
+    if "intensity" in columns:
+        return columns["intensity"].astype(np.float32)
+    packed = columns.get("rgb", columns.get("rgba"))
+    if packed is None or packed.dtype != np.uint32:
+        return None
+    return ((packed >> 16) & 0xFF).astype(np.float32) / np.float32(255)

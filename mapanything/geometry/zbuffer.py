@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mapanything.geometry.rigid import transform
-
 MIN_DEPTH = 0.1  # metres; anything nearer is the vehicle's own hull or noise, and would blow up the division
 
 
@@ -23,14 +21,16 @@ def depth_from_points(
     Returns:
         (H, W) float32 z-depth in metres, 0 where no point falls.
     """
-    x, y, z = transform(np.asarray(camera_from_points, np.float64), np.asarray(points, np.float64)).T
-    k = np.asarray(intrinsics, dtype=np.float64)
-    front = np.flatnonzero((z >= MIN_DEPTH) & np.isfinite(x) & np.isfinite(y) & np.isfinite(z))
-    x, y, z = x[front], y[front], z[front]
-    # Half a pixel around the centre belongs to the pixel: floor(u + 0.5), not round(), which goes to the even neighbour.
-    column = np.floor(k[0, 0] * (x / z) + k[0, 2] + 0.5)
-    row = np.floor(k[1, 1] * (y / z) + k[1, 2] + 0.5)
-    inside = np.flatnonzero((column >= 0) & (column < width) & (row >= 0) & (row < height))
+    pose, k = np.asarray(camera_from_points, np.float64), np.asarray(intrinsics, np.float64)
+    # Coordinates in rows of their own: twice as fast as (N, 3) columns.
+    with np.errstate(invalid="ignore"):
+        x, y, z = pose[:3, :3] @ np.ascontiguousarray(np.asarray(points, np.float64).T) + pose[:3, 3:]
+        front = np.flatnonzero(z >= MIN_DEPTH)  # never true for NaN
+        x, y, z = x[front], y[front], z[front]
+        # Half a pixel around the centre belongs to the pixel: floor(u + 0.5), not round(), which goes to the even one.
+        column = k[0, 0] * (x / z) + (k[0, 2] + 0.5)
+        row = k[1, 1] * (y / z) + (k[1, 2] + 0.5)
+        inside = np.flatnonzero((column >= 0) & (column < width) & (row >= 0) & (row < height))
     pixel = row[inside].astype(np.int64) * width + column[inside].astype(np.int64)
     z = z[inside]
     depth = np.zeros(height * width, dtype=np.float32)

@@ -7,6 +7,7 @@ Formats read: `.npy` (metres), 16-bit grey PNG (1/256 m, as KITTI's), 8-bit grey
 from __future__ import annotations
 
 import io
+import tokenize
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,10 @@ def _parse_npy_header(file: io.BufferedReader, path: Path) -> tuple[tuple[int, .
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, fortran, dtype = read(file)
-    except (ValueError, KeyError, SyntaxError, EOFError, TypeError, UnicodeError, RecursionError, MemoryError) as error:
+    except (
+        *(ValueError, KeyError, SyntaxError, EOFError, TypeError, UnicodeError, RecursionError, MemoryError),
+        tokenize.TokenError,  # NumPy retries a header that does not parse as one of Python 2, token by token
+    ) as error:
         raise InputError(f"{path}: is no .npy array ({' '.join(str(error).split())[:80]}); make it again") from error
     if dtype.hasobject or fortran or any(n < 0 for n in shape):
         raise InputError(f"{path}: is no plain .npy array of numbers; make it again")

@@ -197,7 +197,9 @@ def _list(value: Any, name: str, path: Path) -> list[Any]:
 
 def _number(value: Any, name: str, path: Path) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InputError(f"{path}: {name} is no number: {str(value)[:40]!r}; restore the file")
+        # A list is never printed: through aliases a small file can hold one of 9^39 items.
+        shown = repr(value[:40]) if isinstance(value, str) else f"a {type(value).__name__}"
+        raise InputError(f"{path}: {name} is no number but {shown}; restore the file")
     try:
         return float(value)
     except OverflowError:

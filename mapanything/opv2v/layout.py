@@ -219,7 +219,5 @@ class DepthLayout:
             raise InputError(f"depth pattern '{self.pattern}': must use {{frame}} and {{camera}}, plain names only")
 
     def path(self, key: FrameKey, camera: int) -> Path:
-        name = self.pattern.format(
-            split=key.split, scenario=key.scenario, agent=key.agent, frame=key.frame, camera=camera
-        )
+        name = self.pattern.format(split=key.split, scenario=key.scenario, agent=key.agent, frame=key.frame, camera=camera)
         return self.root / name

@@ -127,7 +127,15 @@ def _pillow(data: bytes, path: Path, mode: str | None) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=["PNG", "JPEG"])
             return image.convert(mode) if mode else image.copy()
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError) as error:
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:
         raise InputError(f"{path}: can't be decoded ({error}); restore the file") from error
     except (Warning, OverflowError, MemoryError) as error:
         raise InputError(f"{path}: is too large to be a frame's image ({error})") from error

@@ -52,7 +52,7 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     try:
         if _may_nest_deeply(data):
             _check_depth(path, data)
-        value = yaml.load(data, _Loader)
+        value = yaml.load(data, _Loader)  # noqa: S506 (a CSafeLoader)
     except InputError:
         raise
     except (yaml.YAMLError, ValueError, ArithmeticError, TypeError, AttributeError, LookupError) as error:

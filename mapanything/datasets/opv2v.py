@@ -1,0 +1,385 @@
+"""OPV2V for training: one vehicle's views (`OPV2VDataset`), or those of all vehicles at a timestamp (`OPV2VCoopDataset`).
+
+    python mapanything/datasets/opv2v.py --root R --depth_root D --max_scenes 1     loads one scene and says what is in it
+
+The world of a sample is the LiDAR frame of its main agent, OpenCV axes. No YAML is parsed here (opv2v/index.py). What a
+sample is made of depends on (seed, epoch, index) alone, whatever worker makes it.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a script, as the group's notes do: the repository is not on the path then
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from mapanything.datasets.views import Augmentation, check_resolution, make_view
+from mapanything.errors import InputError, run_command
+from mapanything.opv2v.depth import clean_depth, read_depth
+from mapanything.opv2v.exclude import read_exclude
+from mapanything.opv2v.index import SplitIndex, load_index
+from mapanything.opv2v.layout import (
+    CAMERA,
+    DEPTH_PATTERN,
+    NUM_CAMERAS,
+    YAML,
+    DepthLayout,
+    FrameKey,
+    FramePaths,
+    agent_order,
+    find_splits,
+    is_rsu,
+)
+from mapanything.opv2v.png import read_image
+
+TESTS_ONLY = ".tests-only"  # a file of this name marks a data root that no training may use
+
+
+class OPV2VScenes(Dataset):
+    """What both data sets share: which agent-frames can be used, and how their cameras become views.
+
+    Args:
+        root: image root. depth_root: depth root; None: no depth, every valid_mask is empty.
+        split: one of OPV2V's, or several; None: all that are there.
+        resolution: (W, H) of the views, multiples of 14.
+        num_views: views of a sample; with a variable number, the most.
+        allow_variable_view_count: samples may have fewer views than `num_views`, down to `min_num_views_allowed`.
+        augment: colour jitter and so on, and a random choice where there is one; off for validation.
+        seed: of all random choices. exclude: file that `check-data --write-exclude` wrote.
+        depth_pattern: where a depth map lies below depth_root. max_scenes: keep the first so many scenes.
+        allow_tests_only: accept a root that is marked as test data.
+
+    Raises:
+        InputError: a root or split that is not there, options that contradict, or no scene at all.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        depth_root: str | Path | None = None,
+        split: str | Sequence[str] | None = None,
+        resolution: Sequence[int] = (518, 392),
+        num_views: int = NUM_CAMERAS,
+        allow_variable_view_count: bool = False,
+        min_num_views_allowed: int = 1,
+        augment: bool = False,
+        seed: int = 0,
+        exclude: str | Path | None = None,
+        depth_pattern: str = DEPTH_PATTERN,
+        max_scenes: int | None = None,
+        allow_tests_only: bool = False,
+        progress: bool = False,
+    ) -> None:
+        self.root = Path(root)
+        self.depth = None if depth_root is None else DepthLayout(Path(depth_root), depth_pattern)
+        self.resolution = check_resolution(list(resolution))
+        if num_views < 1 or not 1 <= min_num_views_allowed <= num_views:
+            raise InputError(f"num_views={num_views} and min_num_views_allowed={min_num_views_allowed}: need 1 <= min <= num")
+        self.num_views = num_views
+        self.min_views = min_num_views_allowed if allow_variable_view_count else num_views
+        self.augmentation = Augmentation() if augment else None
+        self.seed = seed
+        # In shared memory, so that workers that are kept alive between epochs see a new epoch too.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        if not allow_tests_only:
+            _refuse_tests_only(self.root)
+        if self.depth is not None and not self.depth.root.is_dir():
+            raise InputError(f"{self.depth.root}: no such depth folder; `invoke make-depth` makes one, `link-data` links it")
+        splits = find_splits(self.root, [split] if isinstance(split, str) else split or ())
+        self.indices: list[SplitIndex] = [load_index(self.root, name, progress=progress) for name in splits]
+        self._cameras = [self._usable_cameras(index, exclude) for index in self.indices]
+        # A scene: (number of the split's index, rows of its agents there).
+        self.scenes: list[tuple[int, tuple[int, ...]]] = self._find_scenes()[:max_scenes]
+        if not self.scenes:
+            raise InputError(self._why_no_scene(splits))
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Random choices of the next samples belong to this epoch."""
+        self._epoch.fill_(epoch)
+
+    def max_views(self, scene: int) -> int:
+        """The most views that a sample of this scene can have."""
+        index, rows = self.scenes[scene]
+        return min(self.num_views, int(self._num_cameras(index, rows)))
+
+    def __getitem__(self, item: int | tuple[int, int]) -> list[dict[str, Any]]:
+        """The views of a scene; `dataset[scene, num_views]` asks for a number of them, else as many as there can be."""
+        scene, num_views = item if isinstance(item, tuple) else (item, None)
+        most = self.max_views(scene)
+        num_views = most if num_views is None else num_views
+        if not self.min_views <= num_views <= most:
+            raise ValueError(f"scene {scene} was asked for {num_views} views; it can have {self.min_views} to {most}")
+        rng = np.random.default_rng([self.seed, int(self._epoch), scene % len(self.scenes)])
+        number, rows = self.scenes[scene]
+        agents = self._agents(number, rows, num_views, rng)
+        index = self.indices[number]
+        main = agents[0][0]
+        views = []
+        for role, (row, cameras) in enumerate(agents):
+            poses, intrinsics = index.lidar_from_camera(row, main), index.cv_intrinsics(row)
+            for k in cameras:
+                view = self._view(index.key(row), k, intrinsics[k], poses[k], rng)
+                view["agent_id"] = role
+                view["label"] = str(index.key(main))
+                view["idx"] = (scene, len(views))
+                views.append(view)
+        return views
+
+    def _view(
+        self,
+        key: FrameKey,
+        k: int,
+        intrinsics: NDArray[np.float64],
+        pose: NDArray[np.float64],
+        rng: np.random.Generator,
+    ) -> dict[str, Any]:
+        path = FramePaths(self.root, key).image(k)
+        image = read_image(path)
+        depth = None
+        if self.depth is not None:
+            depth_path = self.depth.path(key, k)
+            depth = clean_depth(read_depth(depth_path))
+            if depth.shape != image.shape[:2]:
+                raise InputError(
+                    f"{depth_path}: is {depth.shape[1]}x{depth.shape[0]} but its image {image.shape[1]}x{image.shape[0]}"
+                )
+        view = make_view(image, depth, intrinsics, pose, self.resolution, self.augmentation, rng)
+        return view | {
+            "agent": key.agent,
+            "camera": f"camera{k}",
+            "instance": f"{key.agent}_{key.frame}_camera{k}",
+            "dataset": "OPV2V",
+            "is_metric_scale": True,
+            "is_synthetic": True,
+        }
+
+    # What there is
+
+    def _usable_cameras(self, index: SplitIndex, exclude: str | Path | None) -> NDArray[np.bool_]:
+        """(F, 4): cameras with pose, image and, where depth is asked for, a depth map, of frames that are not excluded."""
+        images = np.stack([(index.bits & bit) != 0 for bit in CAMERA], axis=-1)
+        readable = ((index.bits & YAML) != 0) & (index.error == "")
+        usable = images & readable[:, None] & np.isfinite(index.cords[:, :, 0])
+        kept = np.ones(len(index), dtype=bool)
+        if exclude is not None:
+            excluded = read_exclude(Path(exclude))
+            kept = np.array([not excluded.contains(index.key(row)) for row in range(len(index))], dtype=bool)
+        usable &= kept[:, None]
+        faults = {
+            "have no readable YAML": kept & ~readable,
+            "lack an image": kept & readable & ~images.all(axis=1),
+        }
+        if self.depth is not None:
+            depth = self._depth_there(index, usable)
+            faults["lack a depth map"] = kept & (usable & ~depth).any(axis=1)
+            usable &= depth
+        found = [f"{int(rows.sum())} {fault}" for fault, rows in faults.items() if rows.any()]
+        if found:
+            warnings.warn(
+                f"{self.root}/{index.split}: of {len(index)} agent-frames {', '.join(found)}; such views are left out, "
+                "`invoke check-data` names them all",
+                stacklevel=4,
+            )
+        return usable
+
+    def _depth_there(self, index: SplitIndex, usable: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        names: dict[Path, set[str]] = {}
+        there = np.zeros_like(usable)
+        assert self.depth is not None
+        for row, k in np.argwhere(usable):
+            path = self.depth.path(index.key(row), int(k))
+            if path.parent not in names:
+                names[path.parent] = {p.name for p in path.parent.iterdir()} if path.parent.is_dir() else set()
+            there[row, k] = path.name in names[path.parent]
+        return there
+
+    def _num_cameras(self, index: int, rows: Sequence[int]) -> int:
+        return self._cameras[index][list(rows)].sum()
+
+    def _why_no_scene(self, splits: list[str]) -> str:
+        frames = sum(map(len, self.indices))
+        usable = sum(int(c.any(axis=1).sum()) for c in self._cameras)
+        return (
+            f"{self.root}: no scene to train on in {', '.join(splits)}: {usable} of {frames} agent-frames are usable, and "
+            f"none meets num_views={self.num_views} (at least {self.min_views}); `invoke check-data` says what is wrong"
+        )
+
+    # What differs
+
+    def _find_scenes(self) -> list[tuple[int, tuple[int, ...]]]:
+        raise NotImplementedError
+
+    def _agents(
+        self, index: int, rows: tuple[int, ...], num_views: int, rng: np.random.Generator
+    ) -> list[tuple[int, list[int]]]:
+        """Which cameras of which rows make the sample, the main agent first."""
+        raise NotImplementedError
+
+    def _pick(self, index: int, row: int, count: int, rng: np.random.Generator) -> list[int]:
+        """`count` of a row's usable cameras: the first, or random ones in training; in camera order."""
+        cameras = np.flatnonzero(self._cameras[index][row])
+        if self.augmentation is not None and count < len(cameras):
+            cameras = rng.permutation(cameras)
+        return sorted(int(k) for k in cameras[:count])
+
+
+class OPV2VDataset(OPV2VScenes):
+    """A scene is one vehicle at one timestamp. Arguments as `OPV2VScenes`; num_views is 4 at the most."""
+
+    def _find_scenes(self) -> list[tuple[int, tuple[int, ...]]]:
+        return [
+            (number, (int(row),))
+            for number, cameras in enumerate(self._cameras)
+            for row in np.flatnonzero(cameras.sum(axis=1) >= self.min_views)
+        ]
+
+    def _agents(
+        self, index: int, rows: tuple[int, ...], num_views: int, rng: np.random.Generator
+    ) -> list[tuple[int, list[int]]]:
+        return [(rows[0], self._pick(index, rows[0], num_views, rng))]
+
+
+class OPV2VCoopDataset(OPV2VScenes):
+    """A scene is one timestamp with all vehicles that were there, whatever the scenario's other timestamps hold.
+
+    Args (besides those of `OPV2VScenes`):
+        coop_min_agents: fewest vehicles; each gives a view at least.
+        coop_min_num_views: fewest views; coop_max_num_views: most, None: num_views.
+        coop_main_agent: the main agent where it is there; else coop_main_agent_policy: 'first' (OpenCOOD's order, roadside
+            units last) or 'random'.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        depth_root: str | Path | None = None,
+        *,
+        num_views: int = 8,
+        coop_min_agents: int = 2,
+        coop_min_num_views: int = 8,
+        coop_max_num_views: int | None = 8,
+        coop_main_agent: str | int | None = "641",
+        coop_main_agent_policy: str = "first",
+        allow_variable_view_count: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        most = num_views if coop_max_num_views is None else min(num_views, coop_max_num_views)
+        if not 1 <= coop_min_agents <= most:
+            raise InputError(f"coop_min_agents={coop_min_agents}: each agent gives a view at least, and there are {most}")
+        if coop_min_num_views > most:
+            raise InputError(
+                f"coop_min_num_views={coop_min_num_views} is more than num_views={num_views} or "
+                f"coop_max_num_views={coop_max_num_views} allow"
+            )
+        if coop_main_agent_policy not in ("first", "random"):
+            raise InputError(f"coop_main_agent_policy={coop_main_agent_policy!r}: give first or random")
+        self.coop_min_agents = coop_min_agents
+        self.coop_main_agent = None if coop_main_agent is None else str(coop_main_agent)
+        self.coop_main_agent_policy = coop_main_agent_policy
+        kwargs.setdefault("min_num_views_allowed", coop_min_num_views)
+        kwargs["min_num_views_allowed"] = max(kwargs["min_num_views_allowed"], coop_min_num_views, coop_min_agents)
+        super().__init__(root, depth_root, num_views=most, allow_variable_view_count=allow_variable_view_count, **kwargs)
+
+    def _find_scenes(self) -> list[tuple[int, tuple[int, ...]]]:
+        scenes = []
+        for number, (index, cameras) in enumerate(zip(self.indices, self._cameras, strict=True)):
+            timestamps: dict[tuple[str, str], list[int]] = {}
+            for row in np.flatnonzero(cameras.any(axis=1)):
+                timestamps.setdefault((str(index.scenario[row]), str(index.frame[row])), []).append(int(row))
+            for _, rows in sorted(timestamps.items()):
+                enough = len(rows) >= self.coop_min_agents and self._num_of(cameras, rows) >= self.min_views
+                if enough:
+                    scenes.append((number, tuple(sorted(rows, key=lambda r, i=index: agent_order(str(i.agent[r]))))))
+        return scenes
+
+    @staticmethod
+    def _num_of(cameras: NDArray[np.bool_], rows: list[int]) -> int:
+        return int(cameras[rows].sum())
+
+    def _agents(
+        self, index: int, rows: tuple[int, ...], num_views: int, rng: np.random.Generator
+    ) -> list[tuple[int, list[int]]]:
+        main = self._main_agent(index, rows, rng)
+        others = [row for row in rows if row != main]
+        if self.augmentation is not None:
+            others = [others[i] for i in rng.permutation(len(others))]
+        counts: dict[int, int] = {}
+        left = num_views
+        for position, row in enumerate([main, *others]):
+            # Whole vehicles first, but leave one view for each further agent that the scene must have.
+            owed = max(0, self.coop_min_agents - position - 1)
+            counts[row] = min(self._num_cameras(index, [row]), left - owed)
+            left -= counts[row]
+            if left == 0:
+                break
+        order = [main, *(row for row in rows if row != main and row in counts)]
+        return [(row, self._pick(index, row, counts[row], rng)) for row in order if counts[row] > 0]
+
+    def _main_agent(self, index: int, rows: tuple[int, ...], rng: np.random.Generator) -> int:
+        names = self.indices[index].agent
+        for row in rows:
+            if str(names[row]) == self.coop_main_agent:
+                return row
+        vehicles = [row for row in rows if not is_rsu(str(names[row]))] or list(rows)
+        return vehicles[int(rng.integers(len(vehicles)))] if self.coop_main_agent_policy == "random" else vehicles[0]
+
+
+def _refuse_tests_only(root: Path) -> None:
+    for folder in (root, root.resolve().parent):
+        if (folder / TESTS_ONLY).exists():
+            raise InputError(
+                f"{root}: is test data ({folder / TESTS_ONLY}) and must never get into training; give the real data's root "
+                "(`invoke link-data`), or dataset=opv2v_ft_smoke to debug"
+            )
+
+
+def main() -> int:
+    """The self-check of the group's notes: loads scenes and prints what is in the first."""
+    import argparse
+
+    parser = argparse.ArgumentParser(description="Loads OPV2V scenes as training does and says what is in the first one.")
+    parser.add_argument("--root", default="data/opv2v_images", help="image root (default: %(default)s)")
+    parser.add_argument("--depth_root", "--depth-root", help="depth root (default: no depth)")
+    parser.add_argument("--split", action="append", help="a split; default: all that are there")
+    parser.add_argument("--max_scenes", "--max-scenes", type=int, help="keep the first so many scenes")
+    parser.add_argument("--coop", action="store_true", help="scenes of all vehicles of a timestamp, 1 agent or more")
+    args = parser.parse_args()
+    common: dict[str, Any] = {
+        "split": args.split,
+        "max_scenes": args.max_scenes,
+        "allow_tests_only": True,
+        "progress": True,
+    }
+    if args.coop:
+        options: dict[str, Any] = {"coop_min_agents": 1, "coop_min_num_views": 1, "coop_max_num_views": None}
+        dataset: OPV2VScenes = OPV2VCoopDataset(args.root, args.depth_root, num_views=28, **options, **common)
+    else:
+        dataset = OPV2VDataset(args.root, args.depth_root, allow_variable_view_count=True, **common)
+    views = dataset[0]
+    print(f"{len(dataset)} scenes")
+    print(f"first: {views[0]['label']}, {len(views)} views of {len({v['agent'] for v in views})} agents")
+    for view in views:
+        depth = view["depth_along_ray"][view["valid_mask"]]
+        known = f"depth {depth.min():.1f} to {depth.max():.1f} m, " if len(depth) else "no depth, "
+        print(
+            f"  {view['instance']}: img {tuple(view['img'].shape)}, {known}"
+            f"{100 * view['valid_mask'].float().mean():.1f} % of pixels known, at "
+            + " ".join(f"{x:.2f}" for x in view["camera_pose_trans"].tolist())
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

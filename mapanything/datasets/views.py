@@ -1,0 +1,289 @@
+"""From a camera's image, depth and matrices to one view of a training sample, at the size the network wants.
+
+What changes an image changes its intrinsics here, in one place (`Framing`). A view's entries are MapAnything's, plus who
+took it. Random choices come from the generator that is passed in, never from global state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mapanything.errors import InputError
+from mapanything.geometry import camera
+from mapanything.geometry.rigid import quat_from_matrix
+
+PATCH = 14
+IMAGE_MEAN = (0.485, 0.456, 0.406)  # "dinov2" normalisation
+IMAGE_STD = (0.229, 0.224, 0.225)
+# A dense map leaves out only sky and the like; one sweep of a LiDAR fills 1 to 2 % of the pixels.
+DENSE_FRACTION = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """How an image (w, h) becomes (W, H): resized to `resized`, then cropped at `left`, `top`.
+
+    The resize keeps the aspect up to rounding and covers the target; the crop puts the principal point as near to the
+    middle as whole pixels allow.
+    """
+
+    source: tuple[int, int]
+    resized: tuple[int, int]
+    left: int
+    top: int
+    target: tuple[int, int]
+
+    @classmethod
+    def cover(
+        cls, source: tuple[int, int], target: tuple[int, int], intrinsics: NDArray[np.float64], enlarge: int = 0
+    ) -> Framing:
+        """The framing for `target` (W, H); `enlarge` pixels more are covered and cropped away again (augmentation)."""
+        (w, h), (width, height) = source, target
+        scale = max((width + enlarge) / w, (height + enlarge) / h)
+        resized = max(width, math.floor(w * scale + 1e-6)), max(height, math.floor(h * scale + 1e-6))
+        k = camera.resize_intrinsics(intrinsics, resized[0] / w, resized[1] / h)
+        left = round(k[0, 2] - (width - 1) / 2)
+        top = round(k[1, 2] - (height - 1) / 2)
+        return cls(
+            source,
+            resized,
+            min(max(left, 0), resized[0] - width),
+            min(max(top, 0), resized[1] - height),
+            target,
+        )
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        return self.resized[0] / self.source[0], self.resized[1] / self.source[1]
+
+    def intrinsics(self, k: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The camera matrix of the framed image, from the source's."""
+        return camera.crop_intrinsics(camera.resize_intrinsics(k, *self.scale), self.left, self.top)
+
+    def image(self, image: NDArray[np.uint8]) -> Tensor:
+        """(h, w, 3) uint8 -> (3, H, W) uint8; Lanczos when shrinking, bicubic when enlarging, always antialiased."""
+        width, height = self.target
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+        if self.resized != self.source:
+            # 'lanczos' is torch's name for Pillow's filter of that name; its uint8 kernel is vectorised.
+            mode = "lanczos" if self.scale[0] < 1 else "bicubic"
+            pixels = F.interpolate(pixels, size=(self.resized[1], self.resized[0]), mode=mode, antialias=True)
+        return pixels[0, :, self.top : self.top + height, self.left : self.left + width]
+
+    def depth(self, depth: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(h, w) z-depth -> (H, W): the nearest source pixel; where that is unknown, the nearest known z in the footprint.
+
+        Plain nearest neighbours would drop more than half of a sparse map's points for good.
+        """
+        (width, height), (sx, sy) = self.target, self.scale
+        columns = np.floor((np.arange(width) + self.left + 0.5) / sx).astype(np.intp)
+        rows = np.floor((np.arange(height) + self.top + 0.5) / sy).astype(np.intp)
+        np.clip(columns, 0, self.source[0] - 1, out=columns)
+        np.clip(rows, 0, self.source[1] - 1, out=rows)
+        out = depth[rows[:, None], columns]
+        if sx >= 1 and sy >= 1:
+            return out
+        known = np.flatnonzero(depth > 0)
+        v, u = np.divmod(known, self.source[0])
+        # (i + 0.5) * s is the place of a source pixel's centre in the resized image, corner coordinates
+        u = np.floor((u + 0.5) * sx).astype(np.intp) - self.left
+        v = np.floor((v + 0.5) * sy).astype(np.intp) - self.top
+        inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
+        known, pixel = known[inside], v[inside] * width + u[inside]
+        flat = out.reshape(-1)
+        hole = flat[pixel] == 0
+        known, pixel = known[hole], pixel[hole]
+        z = depth.reshape(-1)[known]
+        order = np.argsort(-z, kind="stable")  # the last write to a pixel wins: the nearest z
+        flat[pixel[order]] = z[order]
+        return out
+
+
+def check_resolution(resolution: Sequence[int]) -> tuple[int, int]:
+    """(width, height) as two positive multiples of the patch size."""
+    if len(resolution) != 2 or any(not isinstance(n, int) or n <= 0 or n % PATCH for n in resolution):
+        raise InputError(f"resolution {tuple(resolution)}: give width and height, both multiples of {PATCH}, e.g. 518 392")
+    return resolution[0], resolution[1]
+
+
+@lru_cache(maxsize=64)
+def _unit_rays(key: tuple[float, ...], height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Rays with z = 1 and their lengths, for a camera matrix; every view of a data set has one of very few."""
+    directions = torch.from_numpy(camera.rays(np.array(key).reshape(3, 3), height, width))
+    norm = directions.norm(dim=-1, keepdim=True)
+    return (directions / norm).float(), norm.float()
+
+
+def make_view(
+    image: NDArray[np.uint8],
+    depth: NDArray[np.float32] | None,
+    intrinsics: NDArray[np.float64],
+    world_from_camera: NDArray[np.float64],
+    target: tuple[int, int],
+    augment: Augmentation | None = None,
+    rng: np.random.Generator | None = None,
+) -> dict[str, Any]:
+    """One view with SPEC §7.1's entries.
+
+    Args:
+        image: (h, w, 3) uint8 RGB.
+        depth: (h, w) float32 z-depth in metres, 0 = unknown; None: nothing is known.
+        intrinsics: (3, 3) of the image as given, pixel centres at integer coordinates.
+        world_from_camera: (4, 4), OpenCV.
+        target: (W, H).
+        augment: random changes, drawn from `rng`.
+
+    Returns:
+        img (3, H, W) float32 normalised; camera_intrinsics (3, 3); camera_pose (4, 4), camera_pose_quats (4,) xyzw,
+        camera_pose_trans (3,); ray_directions_cam (H, W, 3); depth_along_ray (H, W, 1); pts3d and pts3d_cam (H, W, 3), the
+        camera's centre where depth is unknown; valid_mask and non_ambiguous_mask (H, W) bool; true_shape (2,) = (H, W).
+    """
+    size = (image.shape[1], image.shape[0])
+    if depth is not None and depth.shape != image.shape[:2]:
+        raise ValueError(f"depth {depth.shape} and image {image.shape[:2]} differ in size")
+    enlarge = augment.enlarge(rng) if augment is not None and rng is not None else 0
+    framing = Framing.cover(size, target, intrinsics, enlarge)
+    pixels = framing.image(image).float()
+    if augment is not None and rng is not None:
+        pixels = augment.colours(pixels, rng)
+    k = framing.intrinsics(intrinsics)
+    height, width = target[1], target[0]
+    unit, norm = _unit_rays(tuple(k.ravel().tolist()), height, width)
+    z = torch.from_numpy(framing.depth(depth)) if depth is not None else torch.zeros(height, width)
+    valid = z > 0
+    along_ray = z[..., None] * norm
+    points = unit * along_ray
+    pose = torch.from_numpy(world_from_camera).float()
+    dense = int(valid.sum()) >= DENSE_FRACTION * valid.numel()
+    return {
+        "img": normalise(pixels),
+        "data_norm_type": "dinov2",
+        "camera_intrinsics": torch.from_numpy(k).float(),
+        "camera_pose": pose,
+        "camera_pose_quats": torch.from_numpy(quat_from_matrix(world_from_camera)).float(),
+        "camera_pose_trans": pose[:3, 3].clone(),
+        "ray_directions_cam": unit.clone(),
+        "depth_along_ray": along_ray,
+        "pts3d_cam": points,
+        "pts3d": torch.addmm(pose[:3, 3], points.view(-1, 3), pose[:3, :3].T).view(height, width, 3),
+        "valid_mask": valid,
+        # Where a dense map knows no depth there is sky; where a sparse one knows none there is just no laser point.
+        "non_ambiguous_mask": valid.clone() if dense else torch.ones_like(valid),
+        "true_shape": torch.tensor([height, width]),
+    }
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """(3, H, W) float32 in 0..255 -> normalised for DINOv2."""
+    mean, std = torch.tensor(IMAGE_MEAN)[:, None, None], torch.tensor(IMAGE_STD)[:, None, None]
+    return (pixels * (1 / (255 * std))).sub_(mean / std).contiguous()
+
+
+@dataclass(frozen=True, slots=True)
+class Augmentation:
+    """MapAnything's training augmentation: colour jitter, greyscale, blur, a slightly larger resize before the crop.
+
+    Brightness, contrast, saturation and hue are affine in RGB (hue as a rotation about the grey axis in YIQ), so one
+    3x4 matrix does all four in any order.
+    """
+
+    brightness: float = 0.3
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1  # of a full turn
+    jitter_prob: float = 0.75
+    grey_prob: float = 0.05
+    blur_prob: float = 0.05
+    crop_px: int = 16
+
+    def enlarge(self, rng: np.random.Generator) -> int:
+        """Pixels by which the resize overshoots the target."""
+        return int(rng.integers(0, self.crop_px + 1))
+
+    def colours(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
+        """(3, H, W) float32 in 0..255 -> the same, changed."""
+        # Every draw is made in every case: what one decides must not shift the draws behind it.
+        jitter, grey, blur = rng.random(3) < (self.jitter_prob, self.grey_prob, self.blur_prob)
+        strengths = np.array([self.brightness, self.contrast, self.saturation])
+        factors = rng.uniform(np.maximum(0, 1 - strengths), 1 + strengths)
+        turn = rng.uniform(-self.hue, self.hue)
+        order = rng.permutation(4)
+        sigma = rng.uniform(0.1, 2.0)
+        if jitter:
+            matrix = self._matrix(factors, turn, order, float(_luma(pixels).mean()))
+            linear = torch.from_numpy(matrix[:, :3]).float()
+            bias = torch.from_numpy(matrix[:, 3]).float()
+            pixels = (linear @ pixels.flatten(1) + bias[:, None]).view_as(pixels).clamp_(0, 255)
+        if grey:
+            pixels = _luma(pixels).expand_as(pixels).contiguous()
+        return _blur(pixels, sigma) if blur else pixels
+
+    @staticmethod
+    def _matrix(factors: NDArray, turn: float, order: NDArray, mean: float) -> NDArray[np.float64]:
+        """The four changes as one affine map (3, 4) of RGB in 0..255; `mean` is the image's mean luma."""
+        total = np.eye(4)
+        to_grey = np.tile(_LUMA, (3, 1))
+        for change in order:
+            step = np.eye(4)
+            if change == 0:
+                step[:3, :3] *= factors[0]
+                mean *= factors[0]
+            elif change == 1:
+                step[:3, :3] *= factors[1]
+                step[:3, 3] = (1 - factors[1]) * mean
+            elif change == 2:
+                step[:3, :3] = factors[2] * np.eye(3) + (1 - factors[2]) * to_grey
+            else:
+                c, s = math.cos(2 * math.pi * turn), math.sin(2 * math.pi * turn)
+                rotation = np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+                step[:3, :3] = np.linalg.inv(_YIQ) @ rotation @ _YIQ
+            total = step @ total
+        return total[:3]
+
+
+_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+_YIQ = np.array([_LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+
+
+def _luma(pixels: Tensor) -> Tensor:
+    return (pixels * torch.from_numpy(_LUMA).float()[:, None, None]).sum(0, keepdim=True)
+
+
+def _blur(pixels: Tensor, sigma: float) -> Tensor:
+    """A 5x5 Gaussian, the border reflected."""
+    kernel = torch.exp(-0.5 * (torch.arange(-2.0, 3.0) / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).expand(3, 1, 1, 5)
+    padded = F.pad(pixels[None], (2, 2, 2, 2), mode="reflect")
+    return F.conv2d(F.conv2d(padded, kernel, groups=3), kernel.transpose(2, 3), groups=3)[0]
+
+
+def collate(samples: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Samples (each a list of V views) -> a batch: V views whose tensors have a batch axis in front, strings in lists.
+
+    Raises:
+        ValueError: the samples differ in number of views; a batch has one (DESIGN §6).
+    """
+    if len({len(sample) for sample in samples}) != 1:
+        raise ValueError(f"samples of one batch have {sorted({len(s) for s in samples})} views; a batch has one number")
+    batch = []
+    for views in zip(*samples, strict=True):
+        batch.append({key: _stack([view[key] for view in views]) for key in views[0]})
+    return batch
+
+
+def _stack(values: list[Any]) -> Any:
+    if isinstance(values[0], Tensor):
+        return torch.stack(values)
+    if isinstance(values[0], (bool, int, float, np.number)):
+        return torch.tensor(values)
+    return values

@@ -1,0 +1,154 @@
+"""LiDAR clouds -> z-depth maps of every camera: `python -m mapanything.tools.make_depth --root R --depth-root D`.
+
+One sweep fills 1 to 2 % of an image's pixels. Maps that are there already are left as they are, so a run that was stopped
+goes on where it stopped; every file is whole or not there. A frame that can't be read is named, the others are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from mapanything.errors import InputError, run_command
+from mapanything.opv2v.depth import lidar_depth, write_depth_npy, write_depth_png
+from mapanything.opv2v.files import remove_stale_temporaries
+from mapanything.opv2v.frame import read_frame
+from mapanything.opv2v.layout import DEPTH_PATTERN, PCD, YAML, DepthLayout, FrameKey, FramePaths, scan
+from mapanything.opv2v.pcd import read_pcd
+from mapanything.tools.options import DEPTH, add_data_options, add_jobs, selection
+
+FORMATS = {"npy": ("npy",), "png": ("png",), "both": ("npy", "png")}
+# A real frame's four 800x600 maps: .npy is as large as its pixels, a sparse .png packs well (measured: 23 KB).
+FRAME_BYTES = {"npy": 4 * (800 * 600 * 4 + 128), "png": 4 * 32_000}
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What every process needs to know."""
+
+    root: Path
+    depth: DepthLayout
+    suffixes: tuple[str, ...]
+    overwrite: bool
+
+    def outputs(self, key: FrameKey, camera: int) -> list[Path]:
+        return [self.depth.path(key, camera).with_suffix(f".{suffix}") for suffix in self.suffixes]
+
+
+def make_depth(work: Work, key: FrameKey) -> tuple[int, str]:
+    """Makes one agent-frame's maps. Returns how many files were written, and what is wrong with the frame ('' if nothing)."""
+    paths = FramePaths(work.root, key)
+    written = 0
+    try:
+        frame = read_frame(paths.yaml)
+        missing = [
+            (camera, path)
+            for camera in frame.cameras
+            for path in work.outputs(key, camera.index)
+            if work.overwrite or not path.exists()
+        ]
+        if not missing:
+            return 0, ""
+        remove_stale_temporaries(missing[0][1].parent)
+        points = read_pcd(paths.pcd).points
+        for camera in frame.cameras:
+            outputs = [path for c, path in missing if c is camera]
+            if not outputs:
+                continue
+            depth = lidar_depth(points, camera, *camera.image_size)
+            for path in outputs:
+                (write_depth_npy if path.suffix == ".npy" else write_depth_png)(path, depth)
+                written += 1
+    except InputError as error:
+        return written, str(error)
+    return written, ""
+
+
+def _done(work: Work, key: FrameKey) -> bool:
+    """Whether all four cameras' maps are there, told by names alone, so that a finished run takes seconds to repeat."""
+    return not work.overwrite and all(path.exists() for k in range(4) for path in work.outputs(key, k))
+
+
+def _check_space(work: Work, frames: int) -> None:
+    folder = work.depth.root
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder}: is not writable; give another --depth-root or fix its permissions")
+    needed = frames * sum(FRAME_BYTES[suffix] for suffix in work.suffixes)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"{folder}: {frames} frames need about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+            "free some, narrow with --split, or take --format png"
+        )
+
+
+def _run(work: Work, keys: list[FrameKey], jobs: int) -> Iterator[tuple[int, str]]:
+    task = partial(make_depth, work)
+    if jobs == 1 or len(keys) == 1:
+        yield from map(task, keys)
+        return
+    with ProcessPoolExecutor(jobs) as pool:
+        try:
+            yield from pool.map(task, keys, chunksize=8)
+        except BrokenProcessPool as error:
+            raise InputError("a worker process was killed (out of memory?); run again with a smaller --jobs") from error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make-depth", description=__doc__.split("\n\n")[0])
+    add_data_options(parser, f"where the maps go (default: {DEPTH})")
+    add_jobs(parser)
+    parser.add_argument("--format", choices=FORMATS, default="npy",
+                        help="npy: float32 metres; png: 16-bit, 1/256 m a step; both (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--depth-pattern", default=DEPTH_PATTERN, help="where a map lies (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="make maps anew that are there already")
+    args = parser.parse_args()
+    depth_root = args.depth_root or DEPTH
+    if depth_root.is_symlink() and not depth_root.exists():
+        raise InputError(f"{depth_root}: is a link to {os.readlink(depth_root)}, which is not there; is the disk mounted?")
+    work = Work(args.root, DepthLayout(depth_root, args.depth_pattern), FORMATS[args.format], args.overwrite)
+
+    from tqdm import tqdm
+
+    problems: list[str] = []
+    keys, total = [], 0
+    for folder in scan(args.root, selection(args)):
+        for name, bits in folder.frames.items():
+            total += 1
+            if bits & YAML and bits & PCD:
+                keys.append(folder.key(name))
+            else:
+                lacking = " and ".join(what for what, bit in (("YAML", YAML), ("cloud", PCD)) if not bits & bit)
+                problems.append(f"{folder.path}/{name}: has no {lacking}; restore it")
+    todo = [key for key in keys if not _done(work, key)]
+    _check_space(work, len(todo))
+    written = 0
+    with tqdm(total=len(todo), desc="make-depth", unit="frame", disable=None) as bar:
+        for count, problem in _run(work, todo, args.jobs):
+            written += count
+            if problem:
+                problems.append(problem)
+            bar.update()
+    for problem in problems:
+        print(problem)
+    print(
+        f"{depth_root}: {written} depth maps written for {len(todo)} agent-frames, {len(keys) - len(todo)} of {total} had "
+        f"theirs already, {len(problems)} failed"
+    )
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    run_command(main)

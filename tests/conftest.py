@@ -1,0 +1,67 @@
+"""Data for the tests: a copy of the tiny synthetic sample, and the real frames where this host has them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+SAMPLE = Path(__file__).parent / "fixtures" / "sample_opv2v"
+
+
+@pytest.fixture
+def sample_root(tmp_path: Path) -> Path:
+    """Image root of the synthetic sample: a copy, so that a test may break it."""
+    return Path(shutil.copytree(SAMPLE / "opv2v_images", tmp_path / "sample" / "opv2v_images"))
+
+
+@pytest.fixture
+def sample_depth_root(tmp_path: Path) -> Path:
+    """Depth root of the synthetic sample, a copy too."""
+    return Path(shutil.copytree(SAMPLE / "opv2v_depth", tmp_path / "sample" / "opv2v_depth"))
+
+
+@pytest.fixture(scope="session")
+def generated_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample's image root without the mark that keeps it out of training; not to be changed by a test."""
+    return _unmarked("opv2v_images", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def generated_depth(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The depth root of `generated_root`."""
+    return _unmarked("opv2v_depth", tmp_path_factory)
+
+
+def _unmarked(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("generated") / name
+    return Path(shutil.copytree(SAMPLE / name, target, ignore=shutil.ignore_patterns(".tests-only")))
+
+
+@pytest.fixture
+def real_root() -> Path:
+    """Image root with complete real frames."""
+    return _from_environment("OPV2V_REAL_ROOT")
+
+
+@pytest.fixture
+def real_yaml_root() -> Path:
+    """Image root with real YAML files only."""
+    return _from_environment("OPV2V_REAL_YAML_ROOT")
+
+
+@pytest.fixture
+def pcd_root() -> Path:
+    """Folder with one real cloud in several encodings."""
+    return _from_environment("OPV2V_PCD_ROOT")
+
+
+def _from_environment(name: str) -> Path:
+    value = os.environ.get(name)
+    if not value:
+        pytest.skip(f"{name} is not set: no real data on this host")
+    path = Path(value)
+    assert path.is_dir(), f"{name}={value} is no folder"
+    return path

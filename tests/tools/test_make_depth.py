@@ -1,0 +1,136 @@
+"""make-depth: right by a slow projection, resumable, never half a file, and every broken frame named."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mapanything.opv2v.depth import PNG_SCALE, read_depth
+from mapanything.opv2v.files import TEMPORARY
+from mapanything.opv2v.frame import read_frame
+from mapanything.opv2v.layout import scan
+from mapanything.opv2v.pcd import read_pcd
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "mapanything.tools.make_depth", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+
+
+def slow_depth(points: np.ndarray, camera) -> np.ndarray:
+    """FORMAT §5 as it reads: X_cv = C (extrinsic [X; 1]), u = fx x/z + cx, the pixel is floor(u)."""
+    width, height = camera.image_size
+    depth = np.zeros((height, width), np.float32)
+    for point in points.astype(np.float64):
+        forward, right, up, _ = camera.extrinsic @ np.append(point, 1)
+        x, y, z = right, -up, forward
+        if z < 0.1:
+            continue
+        u, v = (
+            camera.intrinsics[0, 0] * x / z + camera.intrinsics[0, 2],
+            camera.intrinsics[1, 1] * y / z + camera.intrinsics[1, 2],
+        )
+        if 0 <= u < width and 0 <= v < height:
+            cell = int(v), int(u)
+            depth[cell] = z if depth[cell] == 0 else min(depth[cell], z)
+    return depth
+
+
+def check_against_slow(root: Path, depth_root: Path) -> None:
+    for folder in scan(root):
+        for name in folder.frames:
+            frame, cloud = read_frame(folder.path / f"{name}.yaml"), read_pcd(folder.path / f"{name}.pcd")
+            for camera in frame.cameras:
+                made = read_depth(depth_root / f"{folder.key(name)}_camera{camera.index}_depth.npy")
+                slow = slow_depth(cloud.points, camera)
+                # A point within rounding of a pixel's border may fall to either side.
+                assert ((made > 0) != (slow > 0)).sum() <= 2
+                both = (made > 0) & (slow > 0)
+                assert both.sum() > 20 and (np.abs(made - slow)[both] > 1e-4).sum() <= 2
+        break
+
+
+def test_maps_are_right(sample_root, tmp_path):
+    done = run("--root", sample_root, "--depth-root", tmp_path / "d", "--format", "both", "--jobs", 2)
+    assert done.returncode == 0, done.stderr
+    check_against_slow(sample_root, tmp_path / "d")
+    for npy in (tmp_path / "d").rglob("*.npy"):
+        metres, steps = read_depth(npy), read_depth(npy.with_suffix(".png"))
+        assert np.array_equal(metres > 0, steps > 0)
+        assert np.abs(metres - steps).max() <= 0.5 / PNG_SCALE + 1e-6
+
+
+@pytest.mark.real
+def test_real_maps_are_right(real_root, tmp_path):
+    assert run("--root", real_root, "--depth-root", tmp_path).returncode == 0
+    check_against_slow(real_root, tmp_path)
+
+
+def test_a_second_run_makes_only_what_is_missing(sample_root, tmp_path):
+    run("--root", sample_root, "--depth-root", tmp_path / "d")
+    files = sorted((tmp_path / "d").rglob("*.npy"))
+    times = {path: path.stat().st_mtime_ns for path in files}
+    files[3].unlink()
+    assert "1 depth maps written" in run("--root", sample_root, "--depth-root", tmp_path / "d").stdout
+    assert files[3].exists() and all(path.stat().st_mtime_ns == times[path] for path in files if path != files[3])
+
+
+def test_broken_frames_are_named_and_the_others_made(sample_root, tmp_path):
+    clouds = sorted(sample_root.rglob("*.pcd"))
+    clouds[0].write_bytes(b"not a cloud")
+    clouds[1].unlink()
+    done = run("--root", sample_root, "--depth-root", tmp_path / "d", "--jobs", 2)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert str(clouds[0]) in done.stdout and f"{clouds[1].with_suffix('')}: has no cloud" in done.stdout
+    assert len(list((tmp_path / "d").rglob("*.npy"))) == 4 * (len(clouds) - 2)
+
+
+def test_killed_run_leaves_only_whole_files(sample_root, tmp_path):
+    for delay in (0.3, 0.4, 0.5, 0.6):
+        command = [sys.executable, "-m", "mapanything.tools.make_depth", "--root", sample_root, "--depth-root"]
+        process = subprocess.Popen([*map(str, command), str(tmp_path / "d"), "--jobs", "2"], start_new_session=True)
+        time.sleep(delay)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for path in (tmp_path / "d").rglob("*.npy"):
+            read_depth(path)  # raises when it is not whole
+    agent = next(scan(sample_root))
+    old = tmp_path / "d" / agent.split / agent.scenario / agent.agent / f"{TEMPORARY}old"
+    old.parent.mkdir(parents=True, exist_ok=True)
+    old.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    (old.parent / f"{next(iter(agent.frames))}_camera0_depth.npy").unlink(missing_ok=True)
+    assert run("--root", sample_root, "--depth-root", tmp_path / "d").returncode == 0
+    assert len(list((tmp_path / "d").rglob("*_depth.npy"))) == 4 * len(list(sample_root.rglob("*.pcd")))
+    assert not old.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--root", "/nowhere"], "/nowhere: no such folder"),
+        (["--split", "holiday"], "no split 'holiday'"),
+        (["--frame", "1"], "no frame '1'"),
+        (["--depth-pattern", "{frame}.npy"], "must use {frame} and {camera}"),
+    ],
+)
+def test_bad_input_is_one_line(sample_root, tmp_path, arguments, message):
+    done = run("--root", sample_root, "--depth-root", tmp_path / "d", *arguments)
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_full_disk_is_said_before(sample_root, tmp_path, monkeypatch):
+    from mapanything.errors import InputError
+    from mapanything.opv2v.layout import DepthLayout
+    from mapanything.tools import make_depth
+
+    monkeypatch.setattr(make_depth.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    with pytest.raises(InputError, match="free some"):
+        make_depth._check_space(make_depth.Work(sample_root, DepthLayout(tmp_path / "d"), ("npy",), False), 10)

@@ -31,6 +31,7 @@ from mapanything.opv2v.layout import (
     CAMERA,
     DEPTH_PATTERN,
     NUM_CAMERAS,
+    TESTS_ONLY,
     YAML,
     DepthLayout,
     FrameKey,
@@ -40,8 +41,6 @@ from mapanything.opv2v.layout import (
     is_rsu,
 )
 from mapanything.opv2v.png import read_image
-
-TESTS_ONLY = ".tests-only"  # a file of this name marks a data root that no training may use
 
 
 class OPV2VScenes(Dataset):

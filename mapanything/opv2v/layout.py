@@ -16,6 +16,7 @@ from mapanything.errors import InputError
 
 SPLITS = ("train", "validate", "test", "test_culver_city", "test_culvercity")  # the last two: archive name, docs' name
 NUM_CAMERAS = 4
+TESTS_ONLY = ".tests-only"  # a file of this name marks a data root that no training may use
 
 # Bits of what a frame has, so that a split of 36,000 frames stays a small array.
 YAML, PCD = 1, 2

@@ -41,9 +41,9 @@ def measure(root: Path | None, rounds: int) -> tuple[list[Figure], str]:
         work = Path(folder)
         source = "generated"
         if root is None:
-            from mapanything.opv2v.sample import SampleOptions, make_sample
+            from mapanything.opv2v.sample.writer import SampleOptions, write_sample
 
-            make_sample(work / "sample", SampleOptions(splits=("train",), scenarios=1, agents=2, frames=1))
+            write_sample(work / "sample", SampleOptions(splits=("train",), scenarios=1, agents=2, frames=1))
             root = work / "sample" / "opv2v_images"
         else:
             source = "as given by --root"

@@ -1,0 +1,272 @@
+"""Matplotlib pieces: the bird's-eye panel, the pose sheet, the sheet of four images. Figures only, never pyplot: no
+state, no window, no backend to choose.
+
+Matplotlib is imported where a figure is made; a figure leaves this file as PNG bytes of exactly the size asked for.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mapanything.geometry.camera import project
+from mapanything.geometry.rigid import invert, transform
+from mapanything.visualization import overlay
+from mapanything.visualization.render import View
+from mapanything.visualization.scenes import BOX_COLOR, CAMERA_NAMES, HEIGHT_RANGE, Scene, agent_color
+
+DPI = 100
+BACKGROUND = (16 / 255, 21 / 255, 28 / 255)
+DARK = "#10151c"  # the same
+LIGHT = "#e6ebf0"
+GRID = "#3a4653"
+POSE_SIZE = (1920, 1080)
+LEFT, RIGHT, TOP = 85, 1080, 58  # pixels: where the pose sheet's two columns begin, and both
+BIRDS_EYE = 955  # pixels, the side of the view from above
+LEGEND_LINE, SCALE_HEIGHT = 27, 110
+
+
+def new_figure(width: int, height: int) -> Any:
+    """A dark figure of exactly width x height pixels."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=DARK)
+
+
+def png_bytes(figure: Any) -> bytes:
+    """The figure as PNG; the same figure gives the same bytes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _axes(figure: Any, left: float, top: float, width: float, height: float) -> Any:
+    """Axes at pixel positions counted from the upper left corner."""
+    total = figure.get_size_inches() * DPI
+    axes = figure.add_axes((left / total[0], 1 - (top + height) / total[1], width / total[0], height / total[1]))
+    axes.set_facecolor(DARK)
+    axes.tick_params(colors=LIGHT, labelsize=11)
+    for spine in axes.spines.values():
+        spine.set_color(GRID)
+    return axes
+
+
+def _rgb(color: NDArray[np.uint8]) -> tuple[float, ...]:
+    return tuple((np.asarray(color) / 255.0).tolist())
+
+
+def draw_birds_eye(axes: Any, scene: Scene, max_range: float, point_size: float = 1.0) -> None:
+    """The scene from above: the main agent looks up the picture, its right is the picture's right. Metres."""
+    from matplotlib.collections import LineCollection, PolyCollection
+
+    axes.set(xlim=(-max_range, max_range), ylim=(-max_range, max_range), aspect="equal")
+    axes.grid(color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    points = np.concatenate([cloud.points for cloud in scene.clouds])
+    colors = np.concatenate([cloud.colors for cloud in scene.clouds])
+    high_last = np.argsort(-points[:, 1], kind="stable")
+    axes.scatter(
+        points[high_last, 0], points[high_last, 2], s=0.9 * point_size**2, c=colors[high_last] / 255.0, linewidths=0,
+        marker="s", rasterized=True, zorder=1,
+    )  # fmt: skip
+
+    frusta = scene.cameras.frusta()  # (C, 5, 3): centre and four corners
+    for points, color, label in zip(frusta, scene.cameras.colors, scene.cameras.labels, strict=True):
+        middle = (points[[1, 2]] + points[[4, 3]]) / 2  # the ends of the image's horizontal middle line
+        triangle = np.stack([points[0], *middle])[:, [0, 2]]
+        axes.add_collection(PolyCollection([triangle], facecolor=(*_rgb(color), 0.35), edgecolor=_rgb(color), zorder=5))
+        text = 1.45 * (triangle[1:].mean(axis=0) - triangle[0]) + triangle[0]
+        _write(axes, text, label[-1], BOX_COLOR, 8, zorder=8)
+
+    boxes = scene.boxes
+    corners = boxes.corners()[:, [0, 1, 5, 4]][:, :, [0, 2]]  # the upper face, around
+    edges = boxes.colors / 255.0
+    axes.add_collection(PolyCollection(corners, facecolors="none", edgecolors=edges, linewidths=1.6, zorder=6))
+    ticks = boxes.headings()[:, :, [0, 2]]
+    axes.add_collection(LineCollection(ticks, colors=edges, linewidths=1.6, zorder=6))
+    _name_from_above(axes, scene, corners, max_range)
+    axes.set_ylabel("back   ←   metres   →   forward", color=LIGHT, fontsize=12)
+    axes.set_xlabel("left   ←   metres   →   right", color=LIGHT, fontsize=12)
+    step = next(s for s in (5, 10, 20, 50, 100, 200, 500, 1000, np.inf) if max_range / s <= 8)
+    if np.isfinite(step):
+        ticks = np.arange(-np.floor(max_range / step), np.floor(max_range / step) + 1) * step
+        names = [f"{abs(tick):g}" for tick in ticks]
+        axes.set_xticks(ticks, names)
+        axes.set_yticks(ticks, names)
+
+
+class _Places:
+    """Finds places for names where they cover neither each other nor what is `taken`: areas (2, 2), lower and upper."""
+
+    def __init__(self, taken: Iterable[NDArray[np.floating]], low: Sequence[float], high: Sequence[float]) -> None:
+        self.taken, self.low, self.high = list(taken), np.asarray(low), np.asarray(high)
+
+    def find(self, candidates: Iterable[NDArray[np.floating]], half: NDArray[np.floating]) -> NDArray | None:
+        """The first of the candidates (2,) around which `half` (2,) to each side is free; it is taken from then on."""
+        for place in candidates:
+            area = np.stack([place - half, place + half])
+            if (area[0] < self.low).any() or (area[1] > self.high).any():
+                continue
+            if all((area[1] <= other[0]).any() or (other[1] <= area[0]).any() for other in self.taken):
+                self.taken.append(area)
+                return place
+        return None
+
+
+def _name_from_above(axes: Any, scene: Scene, corners: NDArray[np.floating], max_range: float) -> None:
+    """Agents' arrows and names, and the vehicles' numbers where there is room. `corners`: (B, 4, 2) in the plane."""
+    pixel, boxes = 2 * max_range / BIRDS_EYE, scene.boxes  # metres
+    low, high = corners.min(axis=1), corners.max(axis=1)
+    places = _Places(np.stack([low, high], axis=1), [-max_range] * 2, [max_range] * 2)
+    length = max_range / 8
+    for role, item in enumerate(scene.axes):
+        origin, forward = item.world_from_axes[[0, 2], 3], item.world_from_axes[[0, 2], 2]
+        axes.annotate("", origin + length * forward, origin, zorder=9,
+                      arrowprops={"arrowstyle": "-|>", "color": _rgb(item.color), "linewidth": 2.2})  # fmt: skip
+        name = f"{item.label}{' (main)' if role == 0 else ''}"
+        half = np.array([6.0 * len(name), 10.0]) * pixel
+        side = np.array([length * 0.6 + half[0], 0.0])
+        around = [-1.15 * length * forward, 1.3 * length * forward, side, -side, -1.6 * length * forward]
+        place = places.find([origin + step for step in around], half)
+        if place is None:
+            place = origin + around[0]
+        _write(axes, place, name, item.color, 12, fontweight="bold", zorder=9)
+
+    agents = {item.label for item in scene.axes}
+    for box, label in enumerate(boxes.labels):
+        half = np.array([4.2 * len(label), 6.0]) * pixel
+        centre, reach = (low[box] + high[box]) / 2, (high[box] - low[box]) / 2 + half + 3 * pixel
+        if label not in agents:
+            around = [centre + reach * direction for direction in ((1, 0), (-1, 0), (0, 1), (0, -1))]
+            place = places.find(around, half)
+            if place is not None:
+                _write(axes, place, label, boxes.colors[box], 9, zorder=7)
+
+
+def _write(axes: Any, place: NDArray[np.floating], text: str, color: Any, size: float, **options: Any) -> None:
+    """Text with a dark outline, centred."""
+    from matplotlib import patheffects
+
+    outline = [patheffects.withStroke(linewidth=2.5, foreground=DARK)]
+    axes.text(*place, text, color=_rgb(color), fontsize=size, ha="center", va="center", clip_on=True,
+              path_effects=outline, **options)  # fmt: skip
+
+
+def pose_sheet(
+    scene: Scene, max_range: float, image: NDArray[np.uint8] | None, view: View | None, point_size: float = 1.0
+) -> bytes:
+    """The pose picture as PNG bytes of POSE_SIZE pixels: from above, `image` of `view`, and what the colours mean."""
+    figure, key = new_figure(*POSE_SIZE), scene.main.key
+    title = f"{key.split} / {key.scenario} / frame {key.frame}"
+    figure.text(0.012, 0.972, title, color=LIGHT, fontsize=19, va="center")
+    draw_birds_eye(_axes(figure, LEFT, TOP, BIRDS_EYE, BIRDS_EYE), scene, max_range, point_size)
+    top = TOP
+    if image is not None and view is not None:
+        panel = _axes(figure, RIGHT, top, image.shape[1], image.shape[0])
+        panel.imshow(image, interpolation="none", aspect="auto")
+        panel.set(xticks=[], yticks=[])
+        _label_view(panel, scene, view)
+        top += image.shape[0] + 22
+    _legend(figure, scene, RIGHT, top)
+    return png_bytes(figure)
+
+
+def view_size(num_agents: int) -> tuple[int, int]:
+    """(width, height) in pixels that the pose sheet has for the 3D picture, above its legend."""
+    return 820, POSE_SIZE[1] - TOP - SCALE_HEIGHT - LEGEND_LINE * (num_agents + 2)
+
+
+def _label_view(panel: Any, scene: Scene, view: View) -> None:
+    """The agents' names, and those of near vehicles, in the 3D picture at the places where it shows them."""
+    tops = scene.boxes.world_from_box[:, :3, 3] - [0, 1, 0] * (scene.boxes.half_size + 0.7)
+    agents = {axes.label for axes in scene.axes}
+    vehicles = [row for row in zip(tops, scene.boxes.labels, scene.boxes.colors) if row[1] not in agents]
+    places = _Places([], [0, 0], [view.width, view.height])
+    for names, size in (
+        ([(axes.world_from_axes[:3, 3] - [0, 4.0, 0], f"agent {axes.label}", axes.color) for axes in scene.axes], 12),
+        (vehicles, 9),
+    ):
+        for point, name, color in names:
+            uv, z = project(transform(invert(view.world_from_camera), point[None]), view.intrinsics)
+            if 1.0 < z[0] < (60.0 if size == 9 else np.inf):  # farther names would only cover each other
+                half = np.array([0.48 * size * len(name), 0.75 * size])
+                place = places.find([uv[0] - [0, step] for step in (0, 20, 40, 60)[: 4 if size == 12 else 1]], half)
+                if place is not None:
+                    _write(panel, place, name, color, size, fontweight="bold" if size == 12 else "normal")
+
+
+def _legend(figure: Any, scene: Scene, left: int, top: int) -> None:
+    """The height scale, and a line per agent."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    bar = figure.colorbar(
+        ScalarMappable(Normalize(*HEIGHT_RANGE), "turbo"),
+        cax=_axes(figure, left, top, 815, 16),
+        orientation="horizontal",
+    )
+    bar.outline.set_edgecolor(GRID)
+    bar.set_label("height above the road, metres", color=LIGHT, fontsize=12)
+    top += 68
+    lines: list[tuple[str, Any]] = []
+    for role, (agent, cloud) in enumerate(zip(scene.agents, scene.clouds, strict=True)):
+        cloud_text = f"{len(cloud.points):,} points" if agent.has_cloud else "no cloud"
+        distance = float(np.linalg.norm(scene.axes[role].world_from_axes[:3, 3]))
+        speed = agent.frame.ego_speed_kmh
+        parts = [
+            f"{'RSU' if agent.frame.is_rsu else 'agent'} {agent.key.agent}" + (" (main)" if role == 0 else ""),
+            *([f"{round(speed)} km/h"] if np.isfinite(speed) else []),  # round: -0.2 is no "-0"
+            cloud_text,
+            f"lists {len(agent.frame.vehicles)} vehicles",
+            *([f"{distance:.0f} m away"] if role else []),
+        ]
+        lines.append(("■  " + ",  ".join(parts), _rgb(agent_color(role))))
+    lines.append((f"□  {len(scene.boxes)} vehicles shown, tick at the front; number: CARLA's id", LIGHT))
+    names = ",  ".join(f"{k} {name}" for k, name in enumerate(CAMERA_NAMES))
+    lines.append((f"◁  cameras: {names}", LIGHT))
+    for i, (text, color) in enumerate(lines):
+        x, y = left / POSE_SIZE[0], 1 - (top + (i + 0.5) * LEGEND_LINE) / POSE_SIZE[1]
+        figure.text(x, y, text, color=color, fontsize=13, va="center")
+
+
+def image_sheet(images: Sequence[NDArray[np.uint8]], titles: Sequence[str], title: str, note: str) -> bytes:
+    """Four images of one size in two rows as PNG bytes, pixel for pixel, with titles and the depth scale.
+
+    Its size is `image_sheet_size` of the images' size.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    height, width = images[0].shape[:2]
+    total = image_sheet_size(width, height)
+    figure = new_figure(*total)
+    figure.text(20 / total[0], 1 - 28 / total[1], title, color=LIGHT, fontsize=17, va="center")
+    for i, (image, name) in enumerate(zip(images, titles, strict=True)):
+        left, top = 20 + i % 2 * (width + 12), 90 + i // 2 * (height + 44)
+        figure.text(left / total[0], 1 - (top - 16) / total[1], name, color=LIGHT, fontsize=14, va="center")
+        figure.figimage(image, left, total[1] - top - height, origin="upper")
+    norm = LogNorm(*overlay.DEPTH_RANGE)
+    cax = _axes(figure, 20 + 2 * width + 12 + 22, 90, 18, 2 * height + 44)
+    bar = figure.colorbar(ScalarMappable(norm, "turbo_r"), cax=cax)
+    bar.ax.yaxis.set(
+        major_locator=FixedLocator([2, 3, 5, 10, 20, 30, 50, 100]),
+        minor_locator=NullLocator(),
+        major_formatter=FuncFormatter(lambda value, _: f"{value:g}"),
+    )
+    bar.ax.invert_yaxis()
+    bar.outline.set_edgecolor(GRID)
+    bar.set_label("LiDAR depth (z), metres", color=LIGHT, fontsize=12)
+    figure.text(20 / total[0], 18 / total[1], note, color=LIGHT, fontsize=12, va="center")
+    return png_bytes(figure)
+
+
+def image_sheet_size(width: int, height: int) -> tuple[int, int]:
+    """(width, height) in pixels of the sheet of four images of this size."""
+    return 2 * width + 12 + 40 + 90, 2 * height + 44 + 90 + 36

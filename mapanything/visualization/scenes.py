@@ -1,0 +1,307 @@
+"""What is in a picture, as plain NumPy: clouds, boxes, cameras, axes. Nothing here knows how it will be drawn.
+
+The world of a scene is the main agent's LiDAR frame in OpenCV axes (x right, y down, z forward), metres. The same scene
+goes to a PNG (render.py), to Matplotlib (plots.py) and over an image (overlay.py).
+
+Every class that is drawn as lines has `lines()`: points (P, 3), edges (E, 2) and a colour per edge (E, 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mapanything.errors import InputError
+from mapanything.geometry import carla
+from mapanything.geometry.rigid import invert, transform
+from mapanything.opv2v.frame import Frame, read_frame
+from mapanything.opv2v.layout import PCD, YAML, AgentFolder, FrameKey, FramePaths
+from mapanything.opv2v.pcd import read_pcd
+
+Float = NDArray[np.float64]
+Colors = NDArray[np.uint8]
+Lines = tuple[Float, NDArray[np.int64], Colors]
+
+CAMERA_NAMES = ("front", "right rear", "left rear", "back")
+# By role: the main agent, then the others in order. None of them is a colour of the height scale's dark blue end.
+AGENT_COLORS: Colors = np.array(
+    [[255, 145, 0], [0, 229, 255], [140, 255, 60], [180, 130, 255], [255, 235, 60], [255, 90, 90], [0, 200, 150]],
+    dtype=np.uint8,
+)
+BOX_COLOR: Colors = np.array([235, 240, 245], dtype=np.uint8)
+AXIS_COLORS: Colors = np.array([[255, 70, 70], [70, 220, 70], [80, 140, 255]], dtype=np.uint8)
+
+# Corner i of a box lies at the signs of its bits (x: 1, y: 2, z: 4); an edge joins corners that differ in one bit.
+CORNER_SIGNS: Float = np.array([[1 if i >> axis & 1 else -1 for axis in range(3)] for i in range(8)], dtype=np.float64)
+BOX_EDGES: NDArray[np.int64] = np.array(
+    [(i, i | 1 << axis) for axis in range(3) for i in range(8) if not i >> axis & 1], dtype=np.int64
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cloud:
+    """Points (N, 3) and their colours (N, 3) uint8, or one colour (3,)."""
+
+    points: NDArray[np.floating]
+    colors: Colors
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Boxes:
+    """Oriented boxes; a box's own axes are OpenCV's, so that its front faces +z.
+
+    Attributes:
+        world_from_box: (B, 4, 4) poses of the centres.
+        half_size: (B, 3) half width, half height, half length.
+        labels: a name per box.
+        colors: (B, 3) uint8.
+    """
+
+    world_from_box: Float
+    half_size: Float
+    labels: tuple[str, ...]
+    colors: Colors
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def corners(self) -> Float:
+        """(B, 8, 3) in the world; order as CORNER_SIGNS."""
+        return transform(self.world_from_box, CORNER_SIGNS * self.half_size[:, None])
+
+    def headings(self) -> Float:
+        """(B, 2, 3): the ticks that show where the front is, on the box's bottom from the centre outwards."""
+        tick = np.zeros((len(self), 2, 3))
+        tick[:, :, 1] = self.half_size[:, 1:2]
+        tick[:, 1, 2] = self.half_size[:, 2] + 0.35 * self.half_size[:, 2].clip(max=3.0)
+        return transform(self.world_from_box, tick)
+
+    def lines(self) -> Lines:
+        """The twelve edges and the heading tick of every box."""
+        count = len(self)
+        points = np.concatenate([self.corners(), self.headings()], axis=1).reshape(-1, 3)  # (B * 10, 3)
+        edges = np.concatenate([BOX_EDGES, [[8, 9]]])
+        edges = (edges[None] + 10 * np.arange(count)[:, None, None]).reshape(-1, 2)
+        return points, edges, np.repeat(self.colors, 13, axis=0)
+
+    def select(self, keep: NDArray) -> Boxes:
+        """The boxes of a mask (B,) or of indices, in order."""
+        index = np.arange(len(self))[keep]
+        labels = tuple(self.labels[i] for i in index)
+        return Boxes(self.world_from_box[index], self.half_size[index], labels, self.colors[index])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cameras:
+    """Pinhole cameras, drawn as frusta.
+
+    Attributes:
+        world_from_camera: (C, 4, 4).
+        intrinsics: (C, 3, 3), pixel centres at integer coordinates.
+        sizes: (C, 2) width and height in pixels.
+        labels: a name per camera.
+        colors: (C, 3) uint8.
+        length: metres from the centre to the frustum's drawn end.
+    """
+
+    world_from_camera: Float
+    intrinsics: Float
+    sizes: NDArray[np.int64]
+    labels: tuple[str, ...]
+    colors: Colors
+    length: float = 2.0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def frusta(self) -> Float:
+        """(C, 5, 3) in the world: the centre, then the image's corners at `length`, clockwise from the upper left."""
+        outer = self.sizes[:, None] * np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) - 0.5  # (C, 4, 2) corners of the image
+        focal = self.intrinsics[:, [0, 1], [0, 1]][:, None]
+        points = np.zeros((len(self), 5, 3))
+        points[:, 1:, :2] = (outer - self.intrinsics[:, None, :2, 2]) / focal
+        points[:, 1:, 2] = 1.0
+        return transform(self.world_from_camera, points * self.length)
+
+    def lines(self) -> Lines:
+        """Eight edges a camera."""
+        edges = np.array([[0, 1], [0, 2], [0, 3], [0, 4], [1, 2], [2, 3], [3, 4], [4, 1]])
+        edges = (edges[None] + 5 * np.arange(len(self))[:, None, None]).reshape(-1, 2)
+        return self.frusta().reshape(-1, 3), edges, np.repeat(self.colors, 8, axis=0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Axes:
+    """A frame's axes: x red (right), y green (down), z blue (forward)."""
+
+    world_from_axes: Float
+    label: str
+    color: Colors
+    length: float = 2.0
+
+    def lines(self) -> Lines:
+        points = transform(self.world_from_axes, np.concatenate([np.zeros((1, 3)), np.eye(3) * self.length]))
+        return points, np.array([[0, 1], [0, 2], [0, 3]]), AXIS_COLORS
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AgentFrame:
+    """One agent at the scene's timestamp: its files and its parsed YAML. `has_cloud`: a PCD lies beside it."""
+
+    key: FrameKey
+    paths: FramePaths
+    frame: Frame
+    has_cloud: bool
+
+    @property
+    def world_from_vehicle(self) -> Float:
+        """(4, 4): the vehicle's own pose (on the road), or its LiDAR's where the file has none."""
+        return self.frame.world_from_lidar if self.frame.world_from_ego is None else self.frame.world_from_ego
+
+    def lidar_points(self) -> NDArray[np.float32]:
+        """(N, 3) in this agent's LiDAR frame, OpenCV axes; rows with NaN or infinity are left out."""
+        points = carla.cv_points(read_pcd(self.paths.pcd).points)
+        return points[np.isfinite(points).all(axis=1)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scene:
+    """One timestamp. The main agent is the first of `agents`; `clouds` and `axes` have one entry per agent."""
+
+    agents: tuple[AgentFrame, ...]
+    clouds: tuple[Cloud, ...]
+    boxes: Boxes
+    cameras: Cameras
+    axes: tuple[Axes, ...]
+
+    @property
+    def main(self) -> AgentFrame:
+        return self.agents[0]
+
+    def items(self) -> Iterator[Cloud | Boxes | Cameras | Axes]:
+        """Everything that can be drawn."""
+        yield from (*self.clouds, self.boxes, self.cameras, *self.axes)
+
+
+def read_timestamp(folders: Sequence[AgentFolder], main: str, frame: str) -> tuple[AgentFrame, ...]:
+    """The agents among `folders` (of one scenario) that have this frame's YAML, the main agent first.
+
+    Raises:
+        InputError: the main agent lacks the frame, or a YAML is broken.
+    """
+    present = [folder for folder in folders if folder.frames.get(frame, 0) & YAML]
+    present.sort(key=lambda folder: folder.agent != main)
+    if not present or present[0].agent != main:
+        frames = {folder.agent: folder.frames for folder in folders}.get(main, {})
+        names = [name for name, has in frames.items() if has & YAML]
+        there = f"it has {len(names)}, from {names[0]} to {names[-1]}" if names else "it has none with a YAML file"
+        where = "/".join([folders[0].split, folders[0].scenario, main]) if folders else main
+        raise InputError(f"{where}: no frame '{frame}'; {there}")
+    agents = []
+    for folder in present:
+        key = folder.key(frame)
+        paths = FramePaths(folder.path.parents[2], key)
+        agents.append(AgentFrame(key, paths, read_frame(paths.yaml), bool(folder.frames[frame] & PCD)))
+    return tuple(agents)
+
+
+def build_scene(agents: Sequence[AgentFrame], *, max_range: float = np.inf, camera_length: float = 2.0) -> Scene:
+    """The scene of one timestamp; an agent without a cloud file contributes an empty one.
+
+    Args:
+        agents: the main agent first; its LiDAR frame becomes the world.
+        max_range: metres; points and boxes farther right, left, ahead or behind the main agent's LiDAR are left out.
+        camera_length: metres of the frusta.
+    """
+    lidar_from_world = invert(agents[0].frame.world_from_lidar)
+    ground = ground_height(agents[0].frame)
+    clouds = []
+    for agent in agents:
+        points = np.zeros((0, 3), np.float32)
+        if agent.has_cloud:
+            matrix = (lidar_from_world @ agent.frame.world_from_lidar).astype(np.float32)
+            points = transform(matrix, agent.lidar_points())
+            points = points[(np.abs(points[:, [0, 2]]) <= max_range).all(axis=1)]
+        clouds.append(Cloud(points, height_colors(points, ground), agent.key.agent))
+    boxes = vehicle_boxes(agents)
+    return Scene(
+        agents=tuple(agents),
+        clouds=tuple(clouds),
+        boxes=boxes.select((np.abs(boxes.world_from_box[:, [0, 2], 3]) <= max_range).all(axis=1)),
+        cameras=cameras_of(agents, camera_length),
+        axes=tuple(
+            Axes(lidar_from_world @ agent.world_from_vehicle, agent.key.agent, agent_color(role))
+            for role, agent in enumerate(agents)
+        ),
+    )
+
+
+def vehicle_boxes(agents: Sequence[AgentFrame]) -> Boxes:
+    """All vehicles that any of the agents lists, once each, in the first agent's LiDAR frame.
+
+    An agent never lists itself; its box is there when another agent's LiDAR hit it, and has its agent's colour. Agents
+    are synchronous and list the same vehicle with the same numbers to the last bit, so the first listing is taken.
+    """
+    lidar_from_world = invert(agents[0].frame.world_from_lidar)
+    roles = {agent.key.agent: i for i, agent in enumerate(agents)}
+    vehicles = {}
+    for agent in agents:
+        for vehicle in agent.frame.vehicles:
+            vehicles.setdefault(vehicle.id, vehicle)
+    chosen = [vehicles[id] for id in sorted(vehicles)]
+    labels = tuple(str(vehicle.id) for vehicle in chosen)
+    return Boxes(
+        world_from_box=lidar_from_world @ np.reshape([v.world_from_box for v in chosen], (-1, 4, 4)),
+        half_size=np.reshape([v.half_size for v in chosen], (-1, 3)),
+        labels=labels,
+        colors=np.reshape([agent_color(roles[name]) if name in roles else BOX_COLOR for name in labels], (-1, 3)).astype(
+            np.uint8
+        ),
+    )
+
+
+def cameras_of(agents: Sequence[AgentFrame], length: float = 2.0) -> Cameras:
+    """The cameras of all agents, in the first agent's LiDAR frame."""
+    lidar_from_world = invert(agents[0].frame.world_from_lidar)
+    all_cameras = [(i, agent.key.agent, camera) for i, agent in enumerate(agents) for camera in agent.frame.cameras]
+    return Cameras(
+        world_from_camera=lidar_from_world @ np.reshape([c.world_from_camera for _, _, c in all_cameras], (-1, 4, 4)),
+        intrinsics=np.reshape([c.cv_intrinsics for _, _, c in all_cameras], (-1, 3, 3)),
+        sizes=np.reshape([c.image_size for _, _, c in all_cameras], (-1, 2)).astype(np.int64),
+        labels=tuple(f"{agent} {camera.name}" for _, agent, camera in all_cameras),
+        colors=np.reshape([agent_color(i) for i, _, _ in all_cameras], (-1, 3)).astype(np.uint8),
+        length=length,
+    )
+
+
+def ground_height(frame: Frame) -> float:
+    """y (down, metres) of the road below this agent, in its LiDAR frame: CARLA puts a vehicle's origin on the road."""
+    if frame.world_from_ego is None:
+        return 1.9  # the rig's LiDAR height, for road-side units the best there is
+    return float((invert(frame.world_from_lidar) @ frame.world_from_ego)[1, 3])
+
+
+def agent_color(role: int) -> Colors:
+    """(3,) uint8 of role 0 (main agent), 1, 2..."""
+    return AGENT_COLORS[role % len(AGENT_COLORS)]
+
+
+HEIGHT_RANGE = (-1.0, 5.0)  # metres above the road: kerbs, cars and walls spread over the colours, bridges saturate
+
+
+def height_colors(points: NDArray[np.floating], ground: float) -> Colors:
+    """(N, 3) uint8 by height above the road; `ground` as `ground_height` gives it."""
+    return map_colors(ground - points[:, 1], *HEIGHT_RANGE)
+
+
+def map_colors(values: NDArray[np.floating], low: float, high: float, name: str = "turbo") -> Colors:
+    """Values (N,) -> (N, 3) uint8 by a Matplotlib colour map; what lies outside low..high gets the end's colour."""
+    from matplotlib import colormaps
+
+    table = colormaps[name](np.linspace(0.0, 1.0, 256), bytes=True)[:, :3]
+    index = np.clip((values - low) * (255.999 / (high - low)), 0, 255)
+    return table[np.nan_to_num(index, nan=0.0).astype(np.uint8)]

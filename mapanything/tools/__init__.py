@@ -1,0 +1,1 @@
+"""Command lines, one file each: `python -m mapanything.tools.NAME --help`. Nothing else imports them."""

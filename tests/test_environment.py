@@ -1,0 +1,299 @@
+"""The bootstrap (./invoke) with a stand-in for Python, the locks, and what no tracked file may contain."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mapanything.tools import lock
+
+REPOSITORY = Path(__file__).parents[1]
+REQUIREMENTS = REPOSITORY / "requirements"
+
+# Stands for Python: `-m venv` makes a folder with the same stand-in, pip writes down what it was asked for.
+PYTHON = """#!/usr/bin/env bash
+case "$*" in
+    *'import ensurepip'*) exit 0 ;;
+    *print*) echo "$FAKE_VERSION" ;;
+    -c*) exit 0 ;;
+    '-m venv'*)
+        target=${*: -1}
+        mkdir -p "$target/bin" "$target/lib/python$FAKE_VERSION/site-packages"
+        cp "$0" "$target/bin/python"
+        echo venv >>"$FAKE_LOG" ;;
+    *'pip install'*)
+        echo "pip ${*: -1} $(basename "$(dirname "$(dirname "$0")")")" >>"$FAKE_LOG"
+        sleep "${FAKE_PIP_S:-0}"
+        if [[ -n ${FAKE_PIP_ERROR:-} ]]; then echo "ERROR: $FAKE_PIP_ERROR" >&2; exit 1; fi ;;
+    '-m invoke'*) echo "tasks: $*" ;;
+esac
+"""
+LDCONFIG = "#!/bin/sh\necho libEGL.so.1 libGL.so.1 libusb-1.0.so.0\n"
+
+
+@dataclass
+class Clone:
+    """A fresh clone with a small lock, and a stand-in for Python."""
+
+    path: Path
+    log: Path
+    environment: dict[str, str]
+
+    def call(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        command = [str(self.path / "invoke"), *arguments]
+        environment = self.environment | variables
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+    def start(self, **variables: str) -> subprocess.Popen[str]:
+        command = [str(self.path / "invoke"), "--list"]
+        environment = self.environment | variables
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+    def done(self) -> list[str]:
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+    def set_lock(self, *lines: str, variant: str = "cpu") -> None:
+        text = "".join(f"{line} \\\n    --hash=sha256:0\n" for line in ("setuptools==1", *lines))
+        (self.path / "requirements" / f"{variant}.txt").write_text(text)
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Clone:
+    path, tools = tmp_path / "a clone", tmp_path / "bin"
+    (path / "requirements").mkdir(parents=True)
+    tools.mkdir()
+    shutil.copy(REPOSITORY / "invoke", path / "invoke")
+    for name, text in {"fakepython": PYTHON, "ldconfig": LDCONFIG}.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "MAPANYTHING_TORCH": "cpu",
+        "MAPANYTHING_PYTHON": str(tools / "fakepython"),
+        "FAKE_LOG": str(tmp_path / "log"),
+        "FAKE_VERSION": "3.11",
+    }
+    made = Clone(path, tmp_path / "log", environment)
+    made.set_lock("torch==2.13.0+cpu")
+    made.set_lock("torch==2.13.0", variant="cuda")
+    return made
+
+
+def test_first_call_installs_and_second_does_not(clone: Clone) -> None:
+    first = clone.call("--list")
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith("tasks: -m invoke --search-root")
+    assert "making .venv from requirements/cpu.txt" in first.stderr
+    made = clone.done()
+    assert [line.split()[0] for line in made] == ["venv", "pip", "pip"]
+    second = clone.call("doctor", "--json")
+    assert clone.done() == made
+    assert second.stderr == ""
+    assert second.stdout.endswith("doctor --json\n")
+
+
+def test_arguments_arrive_as_they_are(clone: Clone) -> None:
+    (clone.path / "a b").mkdir()
+    assert clone.call("tree", "--root", "a b", "$(touch x)", "*").stdout.endswith("tree --root a b $(touch x) *\n")
+    assert not (clone.path / "x").exists()
+
+
+def test_changed_lock_makes_it_again(clone: Clone) -> None:
+    clone.call("--list")
+    clone.set_lock("torch==2.13.0+cpu", "numpy==2")
+    assert "making .venv" in clone.call("--list").stderr
+    assert clone.done().count("venv") == 2
+
+
+def test_changed_variant_makes_it_again(clone: Clone) -> None:
+    clone.call("--list")
+    assert "requirements/cuda.txt" in clone.call("--list", MAPANYTHING_TORCH="cuda").stderr
+    assert clone.call("--list", MAPANYTHING_TORCH="cuda").stderr == ""
+
+
+def test_vanished_python_makes_it_again(clone: Clone) -> None:
+    clone.call("--list")
+    python = clone.path / ".venv/bin/python"
+    python.unlink()
+    python.symlink_to("/nowhere/python3.11")
+    assert clone.call("--list").returncode == 0
+    assert clone.done().count("venv") == 2
+
+
+def test_killed_call_is_repaired(clone: Clone) -> None:
+    call = clone.start(FAKE_PIP_S="30")
+    while len(clone.done()) < 2:
+        time.sleep(0.01)
+    os.killpg(call.pid, 9)
+    call.communicate()
+    assert (clone.path / ".venv").is_dir()
+    again = clone.call("--list")
+    assert again.returncode == 0, again.stderr
+    assert clone.done().count("venv") == 2
+
+
+def test_failed_install_says_so_and_is_tried_again(clone: Clone) -> None:
+    failed = clone.call("--list", FAKE_PIP_ERROR="disk full")
+    assert failed.returncode == 2
+    assert "ERROR: disk full" in failed.stderr
+    assert "pip failed" in failed.stderr.splitlines()[-1]
+    assert clone.call("--list").returncode == 0
+
+
+def test_missing_cpu_wheel_names_the_remedy(clone: Clone) -> None:
+    failed = clone.call("--list", FAKE_PIP_ERROR="No matching distribution found for torch==2.13.0+cpu")
+    assert failed.returncode == 2
+    line = next(line for line in failed.stderr.splitlines() if "PIP_EXTRA_INDEX_URL" in line)
+    assert "torch==2.13.0+cpu" in line
+    assert "PIP_FIND_LINKS" in line
+
+
+def test_two_calls_at_once_install_once(clone: Clone) -> None:
+    calls = [clone.start(FAKE_PIP_S="0.3") for _ in range(3)]
+    for call in calls:
+        out, err = call.communicate(timeout=60)
+        assert call.returncode == 0, err
+        assert out.startswith("tasks:")
+    assert clone.done().count("venv") == 1
+
+
+def test_cpu_variant_for_another_python_takes_the_cuda_lock(clone: Clone) -> None:
+    first = clone.call("--list", FAKE_VERSION="3.12")
+    assert "requirements/cuda.txt" in first.stderr
+    assert "locked for Python 3.11 only" in first.stderr
+    assert clone.call("--list", FAKE_VERSION="3.12").stderr == ""
+
+
+def test_wrong_variable_is_refused(clone: Clone) -> None:
+    refused = clone.call("--list", MAPANYTHING_TORCH="gpu")
+    assert (refused.returncode, refused.stderr) == (2, "invoke: MAPANYTHING_TORCH is 'gpu'; it must be cpu or cuda\n")
+    refused = clone.call("--list", MAPANYTHING_PYTHON="no-such-python")
+    assert refused.returncode == 2
+    assert "is no Python 3.11 to 3.13" in refused.stderr
+
+
+@pytest.mark.skipif(Path("/proc/driver/nvidia/version").exists(), reason="has a real driver")
+@pytest.mark.parametrize(
+    ("answer", "variant"), [("580.95.05", "cuda"), ("610.10", "cuda"), ("535.183.01", "cpu"), ("no devices", "cpu")]
+)
+def test_driver_chooses_the_variant(clone: Clone, tmp_path: Path, answer: str, variant: str) -> None:
+    smi = tmp_path / "bin/nvidia-smi"
+    smi.write_text(f"#!/bin/sh\necho {answer}\n")
+    smi.chmod(0o755)
+    first = clone.call("--list", MAPANYTHING_TORCH="")
+    assert f"requirements/{variant}.txt" in first.stderr
+    assert ("535.183.01 is too old" in first.stderr) == answer.startswith("535")
+    assert clone.call("--list", MAPANYTHING_TORCH="").stderr == ""
+
+
+@pytest.mark.parametrize("is_root", [True, False])
+def test_missing_libraries(clone: Clone, tmp_path: Path, is_root: bool) -> None:
+    if is_root and os.geteuid() != 0:
+        pytest.skip("needs root")
+    for name, text in {"ldconfig": "echo libGL.so.1", "apt-get": 'echo "apt $*" >>"$FAKE_LOG"'}.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    if not is_root:
+        # EUID is the shell's own: a copy of the script stands for a call without rights.
+        script = clone.path / "invoke"
+        script.write_text(script.read_text().replace("((EUID != 0))", "true"))
+    called = clone.call("--list")
+    assert called.returncode == 0, called.stderr
+    if is_root:
+        assert any(line.startswith("apt install") and line.endswith("libegl1 libusb-1.0-0") for line in clone.done())
+    else:
+        assert "sudo apt-get update && sudo apt-get install -y libegl1 libusb-1.0-0" in called.stderr
+        assert not any(line.startswith("apt") for line in clone.done())
+
+
+def pins(variant: str) -> dict[str, str]:
+    lines = lock.requirement_lines(REQUIREMENTS / f"{variant}.txt")
+    return dict(line.split(";")[0].strip().split("==") for line in lines)
+
+
+@pytest.mark.parametrize("variant", lock.PYTHONS)
+def test_everything_is_pinned_and_hashed(variant: str) -> None:
+    text = (REQUIREMENTS / f"{variant}.txt").read_text()
+    entries = re.split(r"\n(?=\S)", re.sub(r"^#.*\n", "", text, flags=re.M).strip())
+    for entry in entries:
+        assert re.match(r"[a-z0-9][a-z0-9._-]*==[^\s;]+ ", entry), entry
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), entry
+    assert not re.search(r"https?:|--(find-links|index|extra)|file:", text)
+
+
+def test_cuda_packages_are_pinned_one_by_one() -> None:
+    cuda = pins("cuda")
+    assert cuda["torch"] == "2.13.0"
+    packages = {name for name in cuda if name.startswith(("nvidia-", "cuda-"))}
+    assert {"nvidia-cublas", "nvidia-cudnn-cu13", "nvidia-nccl-cu13", "nvidia-nvjitlink", "cuda-toolkit"} <= packages
+
+
+def test_variants_differ_in_torch_and_cuda_only() -> None:
+    cuda, cpu = pins("cuda"), pins("cpu")
+    assert cpu.pop("torch") == cuda.pop("torch") + "+cpu"
+    assert cpu == {n: v for n, v in cuda.items() if n != "triton" and not n.startswith(("nvidia-", "cuda-"))}
+
+
+def test_locks_are_current_and_outdated_ones_are_named(tmp_path: Path) -> None:
+    assert lock.check() == []
+    for path in REQUIREMENTS.iterdir():
+        shutil.copy(path, tmp_path)
+    source = tmp_path / "base.in"
+    source.write_text("# a comment changes nothing\n\n" + source.read_text())
+    assert lock.check(tmp_path) == []
+    source.write_text(source.read_text() + "scipy\n")
+    (tmp_path / "cpu.txt").unlink()
+    assert [problem.split(" ")[0] for problem in lock.check(tmp_path)] == [
+        "requirements/cuda.txt",
+        "requirements/cpu.txt",
+    ]
+
+
+def test_every_import_is_asked_for() -> None:
+    """What the code imports is in base.in itself, not there by luck because something else needs it."""
+    asked = {re.split(r"[=<>]", line)[0] for line in lock.requirement_lines(REQUIREMENTS / "base.in")}
+    names = {"PIL": "pillow", "yaml": "pyyaml", "open3d": "open3d-cpu", "simdjson": "pysimdjson", "hydra": "hydra-core"}
+    names["omegaconf"] = "hydra-core"  # its configurations are OmegaConf's
+    known = set(sys.stdlib_module_names) | {path.stem for path in [*REPOSITORY.glob("*"), *REPOSITORY.glob("tests/**/*.py")]}
+    missing = set()
+    for path in [REPOSITORY / "tasks.py", *REPOSITORY.glob("mapanything/**/*.py"), *REPOSITORY.glob("tests/**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            tops = {module.split(".")[0] for module in modules} - known
+            missing |= {f"{path.name}: {top}" for top in tops if names.get(top, top) not in asked}
+    assert missing == set()
+
+
+def test_package_has_no_side_effects() -> None:
+    code = "import sys, mapanything; print(mapanything.__version__, {'torch', 'open3d', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"\d+\.\d+\.\d+ set\(\)\n", done.stdout)
+
+
+def test_no_tracked_file_names_a_home_directory() -> None:
+    if shutil.which("git") is None or not (REPOSITORY / ".git").exists():
+        pytest.skip("not a git clone")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    home = re.compile(r"/(?:home|Users)/\w|/root/")
+    found = []
+    for name in filter(None, listed.split("\0")):
+        path = REPOSITORY / name
+        if path == Path(__file__).resolve() or not path.is_file():
+            continue
+        try:
+            text = path.read_text("utf-8")
+        except UnicodeDecodeError:
+            continue
+        found += [f"{name}: {match[0]}" for match in home.finditer(text)]
+    assert found == []

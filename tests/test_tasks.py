@@ -1,0 +1,109 @@
+"""The tasks: what they run, what they pass on, and that listing them loads nothing heavy."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from invoke import Collection, Context, Exit
+
+import tasks
+
+REPOSITORY = Path(__file__).parents[1]
+ALL = Collection.from_module(tasks).tasks
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The commands that tasks would run."""
+    commands: list[tuple[str, ...]] = []
+    monkeypatch.setattr(tasks, "run", lambda *command: commands.append(command))
+    monkeypatch.setattr(sys, "argv", ["invoke"])
+    return commands
+
+
+def test_listing_loads_nothing_heavy() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "invoke", "--list"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    loaded = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert not loaded & {"torch", "open3d", "numpy", "mapanything", "matplotlib"}
+    assert "check-data" in done.stdout
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_every_task_and_option_is_explained(name: str) -> None:
+    task = ALL[name]
+    assert task.__doc__
+    options = set(inspect.signature(task.body).parameters) - {"_"}
+    assert {option.replace("-", "_") for option in task.help} == options
+
+
+COMMANDS = {
+    "bench": ("data",),
+    "check-data": (),
+    "demo": (),
+    "doctor": (),
+    "link-data": (),
+    "lock": (),
+    "make-depth": (),
+    "make-sample": (),
+    "tree": (),
+    "viz": ("pose",),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_options_are_the_modules_own(name: str, ran: list[tuple[str, ...]]) -> None:
+    """Every option of a task is one that its command line takes."""
+    positional = COMMANDS[name]
+    ALL[name](Context(), *positional)
+    command = [sys.executable, *ran[0], "--help"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    taken = set(re.findall(r"--[a-z][a-z-]*", done.stdout))
+    assert {f"--{option}" for option in list(ALL[name].help) if option not in ALL[name].positional} <= taken
+
+
+def test_selection_and_flags_are_passed_on(ran: list[tuple[str, ...]]) -> None:
+    tasks.check_data(Context(), split=["train", "validate"], agent=["-1"], jobs="3", deep=True, quick=False)
+    expected = ("--split", "train,validate", "--agent=-1", "--jobs", "3", "--deep")
+    assert ran == [("-m", "mapanything.tools.check_opv2v", *expected)]
+
+
+def test_paths_are_meant_from_where_it_was_called(
+    ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tasks.tree(Context(), root="here", depth_root="/there")
+    monkeypatch.chdir(REPOSITORY)
+    tasks.tree(Context(), root="here")
+    command = ("-m", "mapanything.tools.tree", "--root")
+    assert ran == [(*command, str(tmp_path / "here"), "--depth-root", "/there"), (*command, "here")]
+
+
+def test_test_passes_arguments_with_their_quotes(ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["invoke", "test", "--", "-k", "a or b"])
+    tasks.test(Context())
+    assert ran == [("-m", "pytest", "-n", "auto", "-k", "a or b")]
+
+
+@pytest.mark.parametrize(("code", "expected"), [("3", 3), ("os.kill(os.getpid(), 15)", 143)])
+def test_exit_code_is_the_commands(code: str, expected: int, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Exit) as caught:
+        tasks.run("-c", f"import os, sys; sys.exit({code})")
+    assert caught.value.code == expected
+    assert capfd.readouterr().err.startswith("$ python -c")
+
+
+def test_failing_task_shows_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "invoke", "--search-root", str(REPOSITORY), "tree", "--root", "nowhere"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert f"{tmp_path / 'nowhere'}: no such folder" in done.stderr

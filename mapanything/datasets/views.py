@@ -90,7 +90,7 @@ class Framing:
         rows = np.floor((np.arange(height) + self.top + 0.5) / sy).astype(np.intp)
         np.clip(columns, 0, self.source[0] - 1, out=columns)
         np.clip(rows, 0, self.source[1] - 1, out=rows)
-        out = depth[rows[:, None], columns]
+        out = depth[rows].take(columns, axis=1)
         if sx >= 1 and sy >= 1:
             return out
         known = np.flatnonzero(depth > 0)

@@ -26,7 +26,7 @@ MAX_DEPTH = 1000.0  # metres, CARLA's far plane; what lies beyond is sky
 
 
 def npy_header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Shape, dtype and whole size in bytes that a .npy file's header promises.
+    """Shape, dtype and offset of the data, from a .npy file's header; the file is as long as the header promises.
 
     Raises:
         InputError: no .npy file, Python objects in it, or shorter or longer than promised.
@@ -41,7 +41,7 @@ def npy_header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
     if size != promised:
         state = "truncated" if size < promised else "longer than its header says"
         raise InputError(f"{path}: {state} ({size} of {promised} bytes); make it again or restore it")
-    return shape, dtype, promised
+    return shape, dtype, offset
 
 
 def _parse_npy_header(file: io.BufferedReader, path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
@@ -70,17 +70,24 @@ def read_depth(path: Path) -> NDArray[np.float32]:
         if values.dtype == np.uint16:
             return values.astype(np.float32) / np.float32(PNG_SCALE)
         return np.where(values == 255, 0, values).astype(np.float32)
-    shape, dtype, _ = npy_header(path)
+    shape, dtype, offset = npy_header(path)
     if len(shape) == 3 and shape[-1] == 1:
         shape = shape[:2]
     if len(shape) != 2 or dtype.kind not in "fiu":
         raise InputError(f"{path}: holds {dtype} of shape {shape}; a depth map is (H, W) of numbers")
-    return np.load(path, allow_pickle=False).reshape(shape).astype(np.float32, copy=False)
+    try:
+        values = np.fromfile(path, dtype, count=shape[0] * shape[1], offset=offset)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+    if values.size != shape[0] * shape[1]:
+        raise InputError(f"{path}: became shorter while it was read; make it again or restore it")
+    return values.reshape(shape).astype(np.float32, copy=False)
 
 
 def clean_depth(depth: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What training sees: NaN, infinite, negative and sky (>= 1000 m) become 0, unknown."""
-    return np.where((depth > 0) & (depth < MAX_DEPTH), depth, np.float32(0))
+    """What training sees: NaN, infinite, negative and sky (>= 1000 m) become 0, unknown. Changes `depth` and returns it."""
+    np.copyto(depth, 0, where=~((depth > 0) & (depth < MAX_DEPTH)))
+    return depth
 
 
 def write_depth_npy(path: Path, depth: NDArray[np.float32]) -> None:

@@ -21,7 +21,6 @@ from mapanything.errors import InputError
 
 MAX_POINTS = 100_000_000
 _thread = threading.local()
-_COMMAS = bytes.maketrans(b" \n", b",,")
 _HEADER_KEYS = {"VERSION", "FIELDS", "COLUMNS", "SIZE", "TYPE", "COUNT", "WIDTH", "HEIGHT", "VIEWPOINT", "POINTS"}
 _DTYPES = {f"{t}{s}": f"<{t.lower()}{s}" for t in "IU" for s in (1, 2, 4, 8)} | {"F4": "<f4", "F8": "<f8"}
 
@@ -153,21 +152,20 @@ def _plain_table(data: bytes, header: PcdHeader, width: int) -> NDArray[np.float
     It rounds each number to the nearest float64.
     """
     rows = header.num_points
-    characters = np.frombuffer(data, dtype=np.uint8, offset=header.offset)
-    ends, spaces = np.flatnonzero(characters == ord("\n")), np.flatnonzero(characters == ord(" "))
-    if len(ends) != rows or len(spaces) != rows * (width - 1) or rows == 0:
-        return None
-    if width > 1:
-        gaps = spaces.reshape(rows, width - 1)
-        if (gaps[:, -1] > ends).any() or (gaps[1:, 0] < ends[:-1]).any():
-            return None  # as many numbers as due, but not in every line
     # From the header's last line end to the text's own: both make room for a bracket.
-    text = bytearray(data[header.offset - 1 :].translate(_COMMAS))
+    text = np.frombuffer(data, dtype=np.uint8, offset=header.offset - 1).copy()
+    gaps = np.flatnonzero(text <= ord(" "))[1:]
+    if gaps.size != rows * width or rows == 0:
+        return None
+    is_end = (text[gaps] == ord("\n")).reshape(rows, width)
+    if not (is_end[:, -1].all() and (text[gaps] == ord(" ")).sum() == rows * (width - 1)):
+        return None  # as many numbers as due, but not in every line
+    text[gaps] = ord(",")
     text[0], text[-1] = ord("["), ord("]")
     if not hasattr(_thread, "parser"):
         _thread.parser = simdjson.Parser()  # keeps its memory from cloud to cloud
     try:
-        values = np.frombuffer(_thread.parser.parse(text).as_buffer(of_type="d"))
+        values = np.frombuffer(_thread.parser.parse(text.data).as_buffer(of_type="d"))
     except (ValueError, TypeError, RuntimeError):
         return None  # a NaN, a leading "+", no number at all: the patient reader knows, or says what is wrong
     return values.reshape(rows, width) if values.size == rows * width else None
@@ -179,7 +177,8 @@ def _any_table(body: bytes, rows: int, width: int, path: Path) -> NDArray[np.flo
         table = np.empty((0, width))
     else:
         try:
-            table = np.loadtxt(io.BytesIO(body), dtype=np.float64, ndmin=2, comments=None, max_rows=rows + 1)
+            most = min(rows, body.count(b"\n")) + 1  # loadtxt makes room for that many before it reads: no more than lines
+            table = np.loadtxt(io.BytesIO(body), dtype=np.float64, ndmin=2, comments=None, max_rows=most)
         except (ValueError, UnicodeDecodeError) as error:
             reason = " ".join(str(error).split())[:120]
             raise InputError(f"{path}: PCD data are not {width} numbers a line ({reason}); restore the file") from error

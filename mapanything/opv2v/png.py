@@ -71,6 +71,7 @@ def check_png(data: bytes, path: Path) -> PngInfo:
     """
     info = png_info(data, path)
     position, has_data = 8, False
+    view = memoryview(data)
     while position < len(data):
         if position + 12 > len(data):
             raise InputError(f"{path}: PNG is truncated at byte {len(data)}; restore the file")
@@ -78,7 +79,7 @@ def check_png(data: bytes, path: Path) -> PngInfo:
         end = position + 12 + length
         if end > len(data):
             raise InputError(f"{path}: PNG is truncated at byte {len(data)}; restore the file")
-        if zlib.crc32(data[position + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+        if isal_zlib.crc32(view[position + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
             name = kind.decode("ascii", "replace")
             raise InputError(f"{path}: PNG chunk {name!r} at byte {position} has a wrong CRC: corrupt; restore the file")
         has_data |= kind == b"IDAT"

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
-import statistics
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from mapanything.errors import InputError, run_command
@@ -23,40 +22,8 @@ from mapanything.tools.options import IMAGES
 SUITES = ("data",)
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One line of the result. `ratio` is how many times ours is as fast; `goal` what it should be at least."""
-
-    name: str
-    ours_ms: float
-    reference: str
-    reference_ms: float
-    goal: float
-
-    @property
-    def ratio(self) -> float:
-        return self.reference_ms / self.ours_ms
-
-
-def compare(
-    name: str, ours: Callable[[], object], reference: str, theirs: Callable[[], object], goal: float, rounds: int = 9
-) -> Figure:
-    """Times both in turns, a warm-up of each first. Returns medians."""
-    ours()
-    theirs()
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
-        for function, into in ((ours, times[0]), (theirs, times[1])):
-            start = time.perf_counter()
-            function()
-            into.append(1000 * (time.perf_counter() - start))
-    return Figure(name, statistics.median(times[0]), reference, statistics.median(times[1]), goal)
-
-
 def machine() -> dict[str, str]:
     """What the figures were measured on."""
-    import os
-
     import torch
 
     cpu = next(

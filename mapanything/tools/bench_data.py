@@ -25,7 +25,7 @@ from mapanything.opv2v.layout import COMPLETE, AgentFolder, DepthLayout, scan
 from mapanything.opv2v.pcd import read_pcd
 from mapanything.opv2v.png import read_image
 from mapanything.opv2v.yaml_file import read_yaml
-from mapanything.tools.bench import Figure, compare
+from mapanything.tools.timing import Figure, compare
 
 COPIES = 24  # of one real frame, as links: enough to time a data set, small enough to make in no time
 SKELETON = 36_000  # agent-frames of the full data set
@@ -222,7 +222,7 @@ def _check(*arguments: str) -> None:
 
 def _deep_check(images: Path, depth: Path, rounds: int) -> Figure:
     """Both inside this process, one core: the check's own start-up is not what is measured."""
-    from mapanything.opv2v.check import CheckOptions, run_checks
+    from mapanything.opv2v.check.run import CheckOptions, run_checks
 
     def pure() -> None:
         for path in _frames(images):

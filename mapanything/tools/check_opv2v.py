@@ -18,8 +18,7 @@ from types import FrameType
 from typing import NoReturn
 
 from mapanything.errors import run_command
-from mapanything.opv2v.check import CheckOptions, run_checks
-from mapanything.opv2v.check_report import (
+from mapanything.opv2v.check.report import (
     check_report_path,
     check_writable,
     console_lines,
@@ -27,6 +26,7 @@ from mapanything.opv2v.check_report import (
     summary_line,
     write_report,
 )
+from mapanything.opv2v.check.run import CheckOptions, run_checks
 from mapanything.opv2v.exclude import check_replaceable, write_exclude
 from mapanything.opv2v.layout import DEPTH_PATTERN, SPLITS, DepthLayout
 from mapanything.tools.options import DEPTH, IMAGES, add_data_options, add_jobs, selection

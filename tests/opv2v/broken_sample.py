@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mapanything.opv2v.check import CheckOptions, Level, run_checks
-from mapanything.opv2v.check_report import Report
+from mapanything.opv2v.check.report import Report
+from mapanything.opv2v.check.run import CheckOptions, Level, run_checks
 from mapanything.opv2v.depth import read_depth
 from mapanything.opv2v.frame import read_frame
 from mapanything.opv2v.layout import DepthLayout, FramePaths, scan

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mapanything.errors import InputError
-from mapanything.opv2v.check_content import Context, FrameFiles, check_timestamp
+from mapanything.opv2v.check.content import Context, FrameFiles, check_timestamp
 from mapanything.opv2v.depth import npy_header, read_depth
 from mapanything.opv2v.exclude import read_exclude
 from mapanything.opv2v.frame import Frame, read_frame

@@ -13,8 +13,8 @@ from broken_sample import LEVELS, Sample, keep, set_entry
 from file_bytes import png_of
 from PIL import Image
 
-from mapanything.opv2v.check import Level
-from mapanything.opv2v.check_report import KINDS
+from mapanything.opv2v.check.report import KINDS
+from mapanything.opv2v.check.run import Level
 from mapanything.opv2v.depth import read_depth
 from mapanything.opv2v.layout import DepthLayout
 

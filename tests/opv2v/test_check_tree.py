@@ -16,11 +16,11 @@ from broken_sample import LEVELS, Sample, keep, kinds, set_entry
 from file_bytes import png_of
 
 from mapanything.errors import InputError
-from mapanything.opv2v import check_content, check_scan
-from mapanything.opv2v.check import CheckOptions, run_checks
-from mapanything.opv2v.check_content import _vehicles_differ
-from mapanything.opv2v.check_report import Problem
-from mapanything.opv2v.check_scan import KNOWN_DEFECTS
+from mapanything.opv2v.check import content, scan
+from mapanything.opv2v.check.content import _vehicles_differ
+from mapanything.opv2v.check.report import Problem
+from mapanything.opv2v.check.run import CheckOptions, run_checks
+from mapanything.opv2v.check.scan import KNOWN_DEFECTS
 from mapanything.opv2v.frame import Frame
 from mapanything.opv2v.layout import DepthLayout, FrameKey, FramePaths, Selection
 
@@ -87,7 +87,7 @@ def test_depth_of_another_data_set(sample: Sample) -> None:
 
 
 @pytest.mark.parametrize("known", KNOWN_DEFECTS, ids=lambda known: known.scenario)
-def test_known_defects_are_named_but_no_verdict(sample: Sample, known: check_scan.Known) -> None:
+def test_known_defects_are_named_but_no_verdict(sample: Sample, known: scan.Known) -> None:
     for root in (sample.root, sample.depth.root):
         os.rename(root / sample.key.split / sample.key.scenario, root / sample.key.split / known.scenario)
         scenario = root / sample.key.split / known.scenario
@@ -106,14 +106,14 @@ def test_known_defects_are_named_but_no_verdict(sample: Sample, known: check_sca
 
 def test_unreadable_file_and_folder(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
     """Root reads everything, so permissions can't be planted: the calls are."""
-    read_bytes, file_sizes = check_content.read_bytes, check_scan.file_sizes
+    read_bytes, file_sizes = content.read_bytes, scan.file_sizes
 
     def fail(path: Path) -> Any:
         if path == sample.image:
             raise InputError(f"{path}: Input/output error") from OSError(5, "Input/output error")
         return read_bytes(path)
 
-    monkeypatch.setattr(check_content, "read_bytes", fail)
+    monkeypatch.setattr(content, "read_bytes", fail)
     (problem,) = sample.check("deep").problems
     assert (problem.kind, problem.message) == ("unreadable", "Input/output error")
 
@@ -122,7 +122,7 @@ def test_unreadable_file_and_folder(sample: Sample, monkeypatch: pytest.MonkeyPa
             raise PermissionError(13, "Permission denied")
         return file_sizes(folder)
 
-    monkeypatch.setattr(check_scan, "file_sizes", refuse)
+    monkeypatch.setattr(scan, "file_sizes", refuse)
     (problem,) = sample.check("deep").problems
     assert (problem.kind, problem.message) == ("unreadable", "Permission denied")
 

@@ -21,9 +21,9 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from mapanything.errors import InputError
-from mapanything.opv2v.check_content import Context, FrameFiles, check_timestamp
-from mapanything.opv2v.check_report import Problem, Report
-from mapanything.opv2v.check_scan import AgentScan, TreeScan, scan_tree
+from mapanything.opv2v.check.content import Context, FrameFiles, check_timestamp
+from mapanything.opv2v.check.report import Problem, Report
+from mapanything.opv2v.check.scan import AgentScan, TreeScan, scan_tree
 from mapanything.opv2v.layout import DepthLayout, FrameKey, Selection, find_splits
 
 Level = Literal["quick", "standard", "deep"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mapanything.errors import InputError
-from mapanything.opv2v.check_report import Problem
+from mapanything.opv2v.check.report import Problem
 from mapanything.opv2v.layout import (
     CAMERA,
     COMPLETE,

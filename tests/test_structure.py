@@ -1,0 +1,95 @@
+"""The house: which room may import which (DESIGN: imports run one way), no circles, no import that does or loads too much."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "mapanything"
+# A room may import itself, `errors`, and what is named here.
+MAY_IMPORT = {
+    "errors": set(),
+    "geometry": set(),
+    "opv2v": {"geometry"},
+    "datasets": {"geometry", "opv2v"},
+    "visualization": {"geometry", "opv2v", "inference"},
+    "utils": {"geometry", "opv2v", "visualization"},
+    "models": {"geometry"},
+    "train": {"geometry", "opv2v", "datasets", "models"},
+    "inference": {"geometry", "opv2v", "datasets", "models"},
+    "evaluation": {"geometry", "opv2v", "datasets", "models", "inference", "visualization"},
+    "tools": {"geometry", "opv2v", "datasets", "models", "train", "inference", "evaluation", "visualization", "utils"},
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported(path: Path, top_level_only: bool = False) -> set[str]:
+    """Modules of this package that a file imports."""
+    tree = ast.parse(path.read_text())
+    names = set()
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in MODULES else node.module for a in node.names}
+    return {name for name in names if name in MODULES}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_run_one_way(name):
+    room = name.split(".")[1] if "." in name else ""
+    if not room:
+        return
+    for other in imported(MODULES[name]):
+        target = other.split(".")[1] if "." in other else ""
+        assert target in {room, "errors", ""} | MAY_IMPORT[room], f"{name} imports {other}"
+
+
+def test_no_circle():
+    graph = {name: imported(path) for name, path in MODULES.items()}
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, " -> ".join([*above[above.index(name) :], name])
+        if name not in done:
+            for other in graph[name]:
+                visit(other, (*above, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_tasks_import_none_of_it():
+    tree = ast.parse((ROOT / "tasks.py").read_text())
+    roots = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    assert roots <= sys.stdlib_module_names | {"invoke"}
+
+
+@pytest.mark.parametrize("name", ["opv2v.check.run", "opv2v.index", "visualization.render", "tools.check_opv2v", "tools.viz"])
+def test_heavy_libraries_load_only_where_they_are_used(name):
+    code = f"import sys, mapanything.{name}; print([m for m in ('torch', 'open3d', 'matplotlib.pyplot') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "[]\n" and done.stderr == ""

@@ -86,16 +86,13 @@ class Framing:
         Plain nearest neighbours would drop more than half of a sparse map's points for good.
         """
         (width, height), (sx, sy) = self.target, self.scale
-        columns = np.floor((np.arange(width) + self.left + 0.5) / sx).astype(np.intp)
-        rows = np.floor((np.arange(height) + self.top + 0.5) / sy).astype(np.intp)
-        np.clip(columns, 0, self.source[0] - 1, out=columns)
-        np.clip(rows, 0, self.source[1] - 1, out=rows)
-        out = depth[rows].take(columns, axis=1)
-        if sx >= 1 and sy >= 1:
+        out = depth[_nearest(height, self.top, sy, self.source[1])]
+        out = out.take(_nearest(width, self.left, sx, self.source[0]), axis=1)
+        if sx >= 1 or sy >= 1:
             return out
         known = np.flatnonzero(depth > 0)
         v, u = np.divmod(known, self.source[0])
-        # (i + 0.5) * s is the place of a source pixel's centre in the resized image, corner coordinates
+        # (i + 0.5) * s is the place of a source pixel's centre in the resized image, corner coordinates.
         u = np.floor((u + 0.5) * sx).astype(np.intp) - self.left
         v = np.floor((v + 0.5) * sy).astype(np.intp) - self.top
         inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
@@ -107,6 +104,11 @@ class Framing:
         order = np.argsort(-z, kind="stable")  # the last write to a pixel wins: the nearest z
         flat[pixel[order]] = z[order]
         return out
+
+
+def _nearest(size: int, offset: int, scale: float, source_size: int) -> NDArray[np.intp]:
+    """The source pixel that the centre of each of `size` framed pixels falls into."""
+    return np.minimum(np.floor((np.arange(size) + offset + 0.5) / scale).astype(np.intp), source_size - 1)
 
 
 def check_resolution(resolution: Sequence[int]) -> tuple[int, int]:
@@ -175,12 +177,23 @@ def make_view(
         "ray_directions_cam": unit.clone(),
         "depth_along_ray": along_ray,
         "pts3d_cam": points,
-        "pts3d": torch.addmm(pose[:3, 3], points.view(-1, 3), pose[:3, :3].T).view(height, width, 3),
+        "pts3d": _in_world(points, pose, None if dense else valid),
         "valid_mask": valid,
         # Where a dense map knows no depth there is sky; where a sparse one knows none there is just no laser point.
         "non_ambiguous_mask": valid.clone() if dense else torch.ones_like(valid),
         "true_shape": torch.tensor([height, width]),
     }
+
+
+def _in_world(points: Tensor, pose: Tensor, valid: Tensor | None) -> Tensor:
+    """Camera-frame points (H, W, 3) in the world. With `valid` only those are moved; the others lie in the camera's centre."""
+    flat = points.view(-1, 3)
+    if valid is None:
+        return torch.addmm(pose[:3, 3], flat, pose[:3, :3].T).view_as(points)
+    known = valid.view(-1).nonzero()[:, 0]
+    world = pose[:3, 3].expand_as(flat).contiguous()
+    world[known] = torch.addmm(pose[:3, 3], flat[known], pose[:3, :3].T)
+    return world.view_as(points)
 
 
 def normalise(pixels: Tensor) -> Tensor:

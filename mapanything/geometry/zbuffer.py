@@ -32,8 +32,11 @@ def depth_from_points(
         row = k[1, 1] * (y / z) + (k[1, 2] + 0.5)
         inside = np.flatnonzero((column >= 0) & (column < width) & (row >= 0) & (row < height))
     pixel = row[inside].astype(np.int64) * width + column[inside].astype(np.int64)
-    z = z[inside]
+    z = z[inside].astype(np.float32)
     depth = np.zeros(height * width, dtype=np.float32)
-    far_first = np.argsort(-z, kind="stable")  # of equal pixels the last write wins: the nearest
-    depth[pixel[far_first]] = z[far_first]
+    depth[pixel] = z
+    # Of a pixel's points the last has won; those that are nearer write again, the nearest last.
+    nearer = np.flatnonzero(z < depth[pixel])
+    nearer = nearer[np.argsort(-z[nearer], kind="stable")]
+    depth[pixel[nearer]] = z[nearer]
     return depth.reshape(height, width)

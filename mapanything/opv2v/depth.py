@@ -117,4 +117,5 @@ def lidar_depth(points: NDArray[np.floating], camera: Camera, width: int, height
         (height, width) float32 metres, 0 where no point falls. No occlusion test beyond the pixel: LiDAR and cameras sit
         up to 2.6 m apart, so that a far point can shine through the gap between near ones.
     """
-    return depth_from_points(carla.cv_points(points), camera.camera_from_lidar, camera.cv_intrinsics, height, width)
+    camera_from_stored = camera.camera_from_lidar @ carla.CV_FROM_UE
+    return depth_from_points(points, camera_from_stored, camera.cv_intrinsics, height, width)

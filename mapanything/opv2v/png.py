@@ -162,10 +162,13 @@ def _decode_sub_filtered(data: bytes, info: PngInfo) -> NDArray[np.uint8] | None
     table = np.frombuffer(raw, dtype=np.uint8).reshape(info.height, stride + 1)
     if not (table[:, 0] == _SUB).all():
         return None
-    # A running sum over the pixels of a row, modulo 256, by doubling: log2(W) whole-array additions.
+    # A running sum over the pixels of a row, modulo 256, by doubling: log2(W) whole-array additions, to and fro.
     rows = table[:, 1:].copy()
+    other = np.empty_like(rows)
     shift = 3
     while shift < stride:
-        rows[:, shift:] += rows[:, :-shift].copy()
+        other[:, :shift] = rows[:, :shift]
+        np.add(rows[:, shift:], rows[:, :-shift], out=other[:, shift:])
+        rows, other = other, rows
         shift *= 2
     return rows.reshape(info.height, info.width, 3)

@@ -75,7 +75,7 @@ def slow_depth(framing: Framing, depth: np.ndarray) -> np.ndarray:
             y = min(int((row + framing.top + 0.5) / sy), framing.source[1] - 1)
             out[row, column] = depth[y, x]
     nearest = out.copy()
-    if sx < 1 or sy < 1:
+    if sx < 1 and sy < 1:
         for y, x in np.argwhere(depth > 0):
             column, row = int(np.floor((x + 0.5) * sx)) - framing.left, int(np.floor((y + 0.5) * sy)) - framing.top
             if 0 <= column < width and 0 <= row < height and nearest[row, column] == 0:
@@ -117,8 +117,10 @@ def view(**changes) -> dict:
     return make_view(**arguments)
 
 
-def test_entries_agree_with_each_other():
-    v = view()
+@pytest.mark.parametrize("filled", [0.02, 0.6])
+def test_entries_agree_with_each_other(filled):
+    rng = np.random.default_rng(4)
+    v = view(depth=np.where(rng.random((60, 80)) < filled, rng.uniform(1, 50, (60, 80)), 0).astype(np.float32))
     k, pose = v["camera_intrinsics"].double().numpy(), v["camera_pose"].double().numpy()
     assert np.abs(matrix_from_quat(v["camera_pose_quats"].double().numpy()) - pose[:3, :3]).max() < 1e-6
     assert v["camera_pose_quats"][3] >= 0 and torch.equal(v["camera_pose_trans"], v["camera_pose"][:3, 3])
@@ -129,6 +131,7 @@ def test_entries_agree_with_each_other():
     rows, columns = np.nonzero(valid)
     assert np.abs(uv - np.stack([columns, rows], axis=-1)).max() < 1e-3
     assert np.abs(cam @ pose[:3, :3].T + pose[:3, 3] - world).max() < 1e-4
+    assert torch.allclose(v["pts3d"][~v["valid_mask"]], v["camera_pose_trans"], atol=1e-6)
     assert np.allclose(np.linalg.norm(v["ray_directions_cam"].numpy(), axis=-1), 1, atol=1e-6)
     ray = v["ray_directions_cam"] * v["depth_along_ray"]
     assert torch.equal(ray, v["pts3d_cam"])

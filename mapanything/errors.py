@@ -1,7 +1,8 @@
 """What a user did or has is wrong: one line that says which file, what is wrong and what to do.
 
 Everything a person can cause (a missing folder, a broken file, an unknown frame) is raised as `InputError`; the command
-lines print it as one line and leave with code 2. Any other exception is a bug of ours and keeps its traceback.
+lines print it, and what the operating system refuses (`OSError`), as one line and leave with code 2. Any other exception
+is a bug of ours and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ def run_command(main: Callable[[], int | None]) -> None:
 
     0 done, 1 the command's own verdict is bad, 2 bad input (one line on stderr), 130 interrupted by Ctrl-C.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no text, terminals no UTF-8
     try:
         code = main() or 0
         sys.stdout.flush()
@@ -36,4 +39,10 @@ def run_command(main: Callable[[], int | None]) -> None:
         # The reader (head, less) has left: not an error. Give stdout away so that the interpreter's exit is quiet too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:
+        # No permission, no space, a server gone: whatever was being done, the machine said no, and says to which file.
+        if error.errno is None:
+            raise
+        print(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror}", file=sys.stderr)
+        code = 2
     sys.exit(code)

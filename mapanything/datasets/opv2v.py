@@ -38,6 +38,7 @@ from mapanything.opv2v.layout import (
     FramePaths,
     agent_order,
     find_splits,
+    is_folder,
     is_rsu,
 )
 from mapanything.opv2v.png import read_image
@@ -86,12 +87,14 @@ class OPV2VScenes(Dataset):
         self.num_views = num_views
         self.min_views = min_num_views_allowed if allow_variable_view_count else num_views
         self.augmentation = Augmentation() if augment else None
+        if seed < 0 or (max_scenes is not None and max_scenes < 1):
+            raise InputError(f"seed={seed}, max_scenes={max_scenes}: give a seed from 0 on and a number of scenes from 1 on")
         self.seed = seed
         # In shared memory, so that workers that are kept alive between epochs see a new epoch too.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         if not allow_tests_only:
             _refuse_tests_only(self.root)
-        if self.depth is not None and not self.depth.root.is_dir():
+        if self.depth is not None and not is_folder(self.depth.root):
             raise InputError(f"{self.depth.root}: no such depth folder; `invoke make-depth` makes one, `link-data` links it")
         splits = find_splits(self.root, [split] if isinstance(split, str) else split or ())
         self.indices: list[SplitIndex] = [load_index(self.root, name, progress=progress) for name in splits]

@@ -52,7 +52,10 @@ def cache_dir() -> Path:
     own = os.environ.get("MAPANYTHING_CACHE")
     if own:
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mapanything-opv2v"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mapanything-opv2v"
+    except RuntimeError:  # no home: a user that exists as a number only, as in containers
+        return Path(tempfile.gettempdir()) / f"mapanything-opv2v-{os.getuid()}"
 
 
 def _umask() -> int:

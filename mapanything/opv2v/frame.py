@@ -22,6 +22,8 @@ from mapanything.opv2v.layout import NUM_CAMERAS
 from mapanything.opv2v.yaml_file import read_yaml
 
 Float = NDArray[np.float64]
+MAX_SIDE = 16384  # pixels; a map for a camera that claims more would not fit into memory
+MAX_VALUE = 1e7  # metres, degrees, pixels: what is larger is no measurement, and would become infinite in float32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,8 +130,10 @@ def _camera(data: Any, index: int, world_from_lidar: Float, path: Path) -> Camer
         raise InputError(f"{path}: {name} is no mapping; restore the file")
     cords = _array(data, "cords", (6,), path, name)
     intrinsics = _array(data, "intrinsic", (3, 3), path, name)
-    if not (intrinsics[0, 0] > 0 and intrinsics[1, 1] > 0 and np.array_equal(intrinsics[2], [0, 0, 1])):
+    if not (intrinsics[0, 0] > 1 and intrinsics[1, 1] > 1 and np.array_equal(intrinsics[2], [0, 0, 1])):
         raise InputError(f"{path}: {name}.intrinsic is no pinhole matrix; restore the file")
+    if not (2 * intrinsics[:2, 2].min() > 0.5 and 2 * intrinsics[:2, 2].max() <= MAX_SIDE):
+        raise InputError(f"{path}: {name}.intrinsic has no principal point in the middle of an image; restore the file")
     extrinsic = _array(data, "extrinsic", (4, 4), path, name) if data.get("extrinsic") is not None else None
     world_from_camera = carla.cv_pose(cords)
     return Camera(
@@ -186,6 +190,8 @@ def _values(value: Any, shape: tuple[int, ...], name: str, path: Path) -> Float:
     array = np.array([_number(item, name, path) for item in rows], dtype=np.float64).reshape(shape)
     if not np.isfinite(array).all():
         raise InputError(f"{path}: {name} holds NaN or infinity; restore the file")
+    if np.abs(array).max(initial=0) > MAX_VALUE:
+        raise InputError(f"{path}: {name} holds {np.abs(array).max():.3g}, which no measurement is; restore the file")
     return array
 
 

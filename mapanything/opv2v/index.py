@@ -11,6 +11,7 @@ import io
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, fields
 from hashlib import blake2b
 from pathlib import Path
@@ -91,7 +92,7 @@ def load_index(root: Path, split: str, jobs: int = 0, progress: bool = False) ->
     tree = _scan_tree(root, split)
     file = _cache_file(root, split)
     old = _read_cache(file, str(root), split)
-    if old is not None and _same_tree(old, tree):
+    if old is not None and _same_tree(old, tree) and not (old.error != "").any():
         return old
     index = _parse_missing(tree, old, jobs, progress)
     _write_cache(file, index)
@@ -138,9 +139,10 @@ def _same_tree(a: SplitIndex, b: SplitIndex) -> bool:
 def _parse_missing(tree: SplitIndex, old: SplitIndex | None, jobs: int, progress: bool) -> SplitIndex:
     known: dict[tuple[object, ...], int] = {}
     if old is not None:
-        known = {identity: row for row, identity in enumerate(_identities(old))}
+        # What failed is tried again: new permissions or a disk that is back change neither size nor time.
+        known = {identity: row for row, identity in enumerate(_identities(old)) if not old.error[row]}
     sources = [known.get(identity, -1) for identity in _identities(tree)]
-    errors = [str(old.error[s]) if old is not None and s >= 0 else "" for s in sources]
+    errors = [""] * len(sources)
     if old is not None:
         rows = np.flatnonzero(np.array(sources, dtype=np.int64) >= 0)
         for name in _VALUES[:3]:
@@ -173,9 +175,14 @@ def _parse_all(paths: list[Path], jobs: int, progress: bool, split: str) -> Iter
                 bar.update()
             return
         with ProcessPoolExecutor(jobs) as pool:
-            for parsed in pool.map(_parse, paths, chunksize=32):
-                yield parsed
-                bar.update()
+            try:
+                for parsed in pool.map(_parse, paths, chunksize=32):
+                    yield parsed
+                    bar.update()
+            except BrokenProcessPool as error:
+                raise InputError(
+                    "a process that parsed YAML was killed (out of memory?); close programs, run again"
+                ) from error
 
 
 def _parse(path: Path) -> _Parsed:
@@ -191,7 +198,7 @@ def _parse(path: Path) -> _Parsed:
 
 
 def _cache_file(root: Path, split: str) -> Path:
-    name = blake2b(f"{root.resolve()}\0{split}".encode(), digest_size=12).hexdigest()
+    name = blake2b(os.fsencode(f"{root.resolve()}\0{split}"), digest_size=12).hexdigest()
     return cache_dir() / f"index-{name}.npz"
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from mapanything.errors import InputError
 
-SPLITS = ("train", "validate", "test", "test_culver_city", "test_culvercity")  # the last two: archive name, docs' name
+CULVER_CITY = ("test_culver_city", "test_culvercity")  # the archive's name, the docs' name: the same data
+SPLITS = ("train", "validate", "test", *CULVER_CITY)
 NUM_CAMERAS = 4
 TESTS_ONLY = ".tests-only"  # a file of this name marks a data root that no training may use
 
@@ -103,6 +104,14 @@ def list_folders(path: Path) -> list[str]:
     try:
         with os.scandir(path) as entries:
             return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
+    except OSError as error:  # of a link that leads nowhere good, it names the link
+        raise InputError(f"{error.filename or path}: {error.strerror or error}; check the path and its permissions") from error
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there; InputError where that can't be seen (no permission, a name too long)."""
+    try:
+        return path.is_dir()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}; check the path and its permissions") from error
 
@@ -113,7 +122,7 @@ def find_splits(root: Path, wanted: Iterable[str] = ()) -> list[str]:
     Raises:
         InputError: `root` is missing, unreadable, one level too high or too low, or lacks a wanted split.
     """
-    if not root.is_dir():
+    if not is_folder(root):
         if root.is_symlink():
             raise InputError(f"{root}: is a link to {os.readlink(root)}, which is not there; is the disk mounted?")
         raise InputError(f"{root}: no such folder; give the data set's root, the folder that holds train, validate, test")
@@ -122,7 +131,9 @@ def find_splits(root: Path, wanted: Iterable[str] = ()) -> list[str]:
     wanted = list(wanted)
     if not present:
         raise InputError(f"{root}: no split here ({', '.join(SPLITS[:4])}){_level_hint(root, names)}")
-    for split in wanted:
+    for number, split in enumerate(wanted):
+        if split in CULVER_CITY and split not in present:
+            wanted[number] = split = next((name for name in CULVER_CITY if name in present), split)
         if split not in present:
             raise InputError(f"{root}: has no split '{split}'; it has {', '.join(present)}")
     return [split for split in present if split in wanted] if wanted else present
@@ -216,8 +227,11 @@ class DepthLayout:
             self.pattern.format(**fields)
         except (KeyError, IndexError, ValueError) as error:
             raise InputError(f"depth pattern '{self.pattern}': {error}; it may use {{{'}, {'.join(fields)}}}") from error
-        if not {"frame", "camera"} <= named or re.search(r"{[^}]*[.\[!:]", self.pattern):
-            raise InputError(f"depth pattern '{self.pattern}': must use {{frame}} and {{camera}}, plain names only")
+        # Without one of them several maps would share a file; scenarios differ in name from split to split.
+        if not fields.keys() - {"split"} <= named or re.search(r"{[^}]*[.\[!:]", self.pattern):
+            raise InputError(f"depth pattern '{self.pattern}': must use {{scenario}}, {{agent}}, {{frame}}, {{camera}}, plain")
+        if not self.pattern.endswith((".npy", ".png")):
+            raise InputError(f"depth pattern '{self.pattern}': must end in .npy or .png")
 
     def path(self, key: FrameKey, camera: int) -> Path:
         name = self.pattern.format(split=key.split, scenario=key.scenario, agent=key.agent, frame=key.frame, camera=camera)

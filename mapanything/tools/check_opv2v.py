@@ -73,8 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parse_arguments(arguments)
     options = options_from(parsed)
     signal.signal(signal.SIGTERM, _interrupt)  # `docker stop` and `kill` leave as cleanly as Ctrl-C
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no text, terminals no UTF-8
     depth = f"depth maps in {options.depth.root}" if options.depth else "no depth maps (--depth-root names them)"
     print(f"{options.root}: {options.level} check, {depth}", flush=True)
     start = time.monotonic()

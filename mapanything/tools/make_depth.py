@@ -80,6 +80,8 @@ def _check_space(work: Work, frames: int) -> None:
     folder = work.depth.root
     while not folder.exists():
         folder = folder.parent
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is no folder; give another --depth-root")
     if not os.access(folder, os.W_OK):
         raise InputError(f"{folder}: is not writable; give another --depth-root or fix its permissions")
     needed = frames * sum(FRAME_BYTES[suffix] for suffix in work.suffixes)

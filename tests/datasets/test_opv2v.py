@@ -193,9 +193,11 @@ def test_validation_is_the_same_in_every_epoch(generated_root):
         ({"coop_min_agents": 40}, "coop_min_agents"),
         ({"coop_main_agent_policy": "best"}, "first or random"),
         ({"split": "nowhere"}, "no split"),
+        ({"max_scenes": -1}, "from 1 on"),
         ({"resolution": (100, 100)}, "multiples of 14"),
         ({"coop_min_agents": 20, "num_views": 28}, "no scene"),
         ({"depth_pattern": "{split.__class__}"}, "pattern"),
+        ({"seed": -1}, "seed=-1"),
     ],
 )
 def test_options_that_cannot_be(generated_root, generated_depth, options, message):

@@ -85,6 +85,13 @@ def test_optional_and_odd_fields(data):
         (("camera1",), [1], "camera1 is no mapping"),
         (("camera1", "cords"), {}, r"camera1\.cords is no list"),
         (("camera1", "intrinsic"), [[0.0] * 3] * 3, "no pinhole"),
+        (("camera1", "intrinsic"), [[1e-300, 0, 400.0], [0, 335.0, 300.0], [0, 0, 1]], "no pinhole"),
+        (("lidar_pose",), [1e300, 0, 0, 0, 0, 0], "1e[+]300, which no measurement is"),
+        (("vehicles", 650, "extent"), [-1e200, 1, 1], "which no measurement is"),
+        *(
+            (("camera1", "intrinsic"), [[9.0, 0.0, cx], [0.0, 9.0, 300.0], [0.0, 0.0, 1.0]], "no principal point")
+            for cx in (-80.0, 0.0, 40000.0)  # would be the width of a depth map
+        ),
         (("camera1", "extrinsic"), [[0.0] * 4] * 3, r"camera1\.extrinsic should have shape 4x4"),
         (("vehicles",), [], "vehicles is no mapping"),
         (("vehicles", "x"), {}, r"vehicles\.x is no vehicle"),

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mapanything.errors import InputError
 from mapanything.opv2v import index as index_module
+from mapanything.opv2v.files import cache_dir
 from mapanything.opv2v.frame import read_frame
 from mapanything.opv2v.index import load_index
 from mapanything.opv2v.layout import COMPLETE, PCD
@@ -87,7 +89,31 @@ def test_broken_yaml_is_kept_as_an_error(sample_root):
     second = load_index(sample_root, "train")
     assert str(path) in second.error[0] and (second.error[1:] == "").all()
     assert np.isnan(second.lidar_pose[0]).all()
-    assert load_index(sample_root, "train").error[0] == second.error[0]  # from the cache too
+    assert load_index(sample_root, "train").error[0] == second.error[0]
+
+
+def test_a_file_that_could_not_be_read_is_tried_again(sample_root, monkeypatch):
+    """New permissions change neither its size nor its time."""
+
+    def refused(path: Path) -> None:
+        raise InputError(f"{path}: Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index_module, "read_frame", refused)
+        assert (load_index(sample_root, "train").error != "").all()
+    assert (load_index(sample_root, "train").error == "").all()
+
+
+def test_root_whose_name_is_no_text(sample_root, tmp_path):
+    root = sample_root.rename(tmp_path / os.fsdecode(b"d\xfcr"))
+    assert np.array_equal(load_index(root, "train").cords, load_index(root, "train").cords)
+
+
+def test_user_without_a_home_has_a_cache(monkeypatch):
+    for name in ("MAPANYTHING_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home directory")))
+    assert str(os.getuid()) in cache_dir().name
 
 
 @pytest.mark.parametrize("damage", [b"", b"not an archive", None])

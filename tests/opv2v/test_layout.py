@@ -57,6 +57,8 @@ def test_agents_may_have_different_frames(tmp_path):
 def test_both_names_of_culver_city(tmp_path, name):
     plant(tmp_path, f"{name}/s/1/000001.yaml")
     assert find_splits(tmp_path) == [name]
+    for asked in ("test_culver_city", "test_culvercity"):
+        assert find_splits(tmp_path, [asked]) == [name]
 
 
 def test_selection_narrows_and_unknown_names_are_said(tmp_path):
@@ -90,6 +92,15 @@ def test_wrong_roots_are_told_what_to_give(tmp_path):
         find_splits(tmp_path / "link")
 
 
+def test_what_cannot_be_looked_at_is_named(tmp_path):
+    with pytest.raises(InputError, match="name too long"):
+        find_splits(tmp_path / ("a" * 300))
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/loop").symlink_to("loop")
+    with pytest.raises(InputError, match="train/loop: Too many levels"):
+        list(scan(tmp_path))
+
+
 def test_links_are_followed(tmp_path):
     plant(tmp_path, f"disk/{SCENARIO}/641/000069.yaml")
     (tmp_path / "root").mkdir()
@@ -106,7 +117,17 @@ def test_depth_paths():
     assert opv2v_h.path(key, 0) == Path("d/train/s/641/000069_depth0.png")
 
 
-@pytest.mark.parametrize("pattern", ["{frame}.npy", "{frame.__class__}{camera}", "{frame}{camera!r}", "{nothing}", "{", ""])
+_NAMES = "{scenario}/{agent}/{frame}"
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("{frame}.npy", "{frame.__class__}{camera}.npy", f"{_NAMES}{{camera!r}}.npy", "{nothing}", "{", ""),
+        *("{scenario}/{frame}_{camera}.npy", "{agent}/{frame}_{camera}.npy"),  # two vehicles, or scenarios, would share a file
+        *(f"{_NAMES}.depth{{camera}}", f"{_NAMES}_{{camera}}.exr"),  # no suffix: make-depth would cut at the first dot
+    ],
+)
 def test_depth_patterns_that_cannot_be(tmp_path, pattern):
     with pytest.raises(InputError, match="depth pattern"):
         DepthLayout(tmp_path, pattern)

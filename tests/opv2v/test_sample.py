@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +37,8 @@ from mapanything.opv2v.sample.writer import (
 from mapanything.opv2v.yaml_file import read_yaml
 from mapanything.tools.make_sample import main
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "sample_opv2v"
+REPOSITORY = Path(__file__).parents[2]
+FIXTURE = REPOSITORY / "tests" / "fixtures" / "sample_opv2v"
 OPTIONS = SampleOptions(
     splits=("train",), scenarios=1, agents=3, frames=2, width=160, height=120, lidar_channels=16, lidar_points=6000
 )
@@ -304,6 +310,21 @@ def test_same_options_same_bytes_whatever_the_jobs(tmp_path: Path) -> None:
     other = SampleOptions(**{**json.loads((tmp_path / "a" / MARKER).read_text())["options"], "splits": ("train",), "seed": 5})
     write_sample(tmp_path / "c", other)
     assert not set(digests(tmp_path / "a").items()) & set(digests(tmp_path / "c").items())
+
+
+def test_ctrl_c_is_one_line(tmp_path: Path) -> None:
+    """A terminal sends it to the workers too, while they are still starting."""
+    options = ["--output", tmp_path / "s", "--image-size", "64x48", "--lidar-points", "400", "--frames", "100", "--jobs", "2"]
+    command = [sys.executable, "-m", "mapanything.tools.make_sample", *map(str, options)]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    protocol = "opv2v_images/test/*/data_protocol.yaml"  # of the last split, right before the workers start
+    while process.poll() is None and len(list((tmp_path / "s").glob(protocol))) < 2:
+        time.sleep(0.02)
+    time.sleep(0.15)  # in the middle of the workers' imports
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors and errors.endswith("interrupted\n")
 
 
 def test_overwrite_replaces_only_what_was_generated(tmp_path: Path) -> None:

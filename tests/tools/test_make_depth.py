@@ -118,7 +118,9 @@ def test_killed_run_leaves_only_whole_files(sample_root, tmp_path):
         (["--root", "/nowhere"], "/nowhere: no such folder"),
         (["--split", "holiday"], "no split 'holiday'"),
         (["--frame", "1"], "no frame '1'"),
-        (["--depth-pattern", "{frame}.npy"], "must use {frame} and {camera}"),
+        (["--depth-root", __file__], "test_make_depth.py: is no folder"),
+        (["--depth-root", f"{__file__}/x"], "test_make_depth.py: is no folder"),
+        (["--depth-pattern", "{frame}.npy"], "must use {scenario}, {agent}, {frame}, {camera}"),
     ],
 )
 def test_bad_input_is_one_line(sample_root, tmp_path, arguments, message):

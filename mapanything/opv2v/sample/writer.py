@@ -10,13 +10,16 @@ import io
 import json
 import os
 import re
+import signal
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 import numpy as np
@@ -201,7 +204,8 @@ def _in_parallel(items: list[tuple[Any, ...]], jobs: int, bar: tqdm, step: int) 
     # spawn: a forked child of a process with threads (BLAS, torch) may hang
     pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
     try:
-        pending = {pool.submit(write_frame, *item) for item in items}
+        with _ignoring_ctrl_c():
+            pending = {pool.submit(write_frame, *item) for item in items}
         while pending:
             done, pending = wait(pending, return_when=FIRST_COMPLETED)
             for future in done:
@@ -211,6 +215,19 @@ def _in_parallel(items: list[tuple[Any, ...]], jobs: int, bar: tqdm, step: int) 
         raise InputError("a worker process died, perhaps for lack of memory; try fewer --jobs") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _ignoring_ctrl_c() -> Iterator[None]:
+    """For workers that are started in here and inherit it: Ctrl-C is this process's to answer, they only show tracebacks."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _mark(roots: list[Path], options: SampleOptions, scenarios: list[ScenarioPlan], finished: bool) -> None:

@@ -1,0 +1,31 @@
+"""How a command line ends: one line and a code for what the user or the machine did, a traceback for our own bugs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def run(body: str) -> subprocess.CompletedProcess[str]:
+    script = f"from mapanything.errors import run_command\ndef main():\n    {body}\nrun_command(main)"
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+
+
+def test_what_the_system_refuses_is_one_line() -> None:
+    done = run("open('/proc/none/file')")
+    assert (done.returncode, done.stderr) == (2, "error: /proc/none/file: No such file or directory\n")
+
+
+@pytest.mark.parametrize("body", ["raise OSError('a bug')", "[][0]"])
+def test_a_bug_keeps_its_traceback(body: str) -> None:
+    done = run(body)
+    assert done.returncode == 1 and done.stderr.startswith("Traceback")
+
+
+def test_names_that_are_no_text_can_be_printed() -> None:
+    done = run(r"print('d\udcfcr')")
+    assert (done.returncode, done.stdout) == (0, "d\\udcfcr\n")

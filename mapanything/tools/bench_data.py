@@ -54,7 +54,7 @@ def measure(root: Path | None, rounds: int) -> tuple[list[Figure], str]:
                 _cloud(images, rounds),
                 _loader(images, depth, rounds),
                 _projection(images, rounds),
-                _deep_check(images, depth, max(3, rounds // 3)),
+                _deep_check(images, depth, rounds),
                 _quick_check(work),
             ], source
 

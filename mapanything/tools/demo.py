@@ -7,12 +7,14 @@ its exit code.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from datetime import date
+from hashlib import blake2b
 from pathlib import Path
 
 from mapanything.errors import InputError, run_command
@@ -64,8 +66,9 @@ def sample_steps(work: Path, images: Path, depth: Path, jobs: tuple[str, ...]) -
 
 
 def data_steps(work: Path, images: Path, jobs: tuple[str, ...]) -> list[Step]:
-    """What is done to any data set, generated or real."""
-    depth, report = work / "lidar_depth", work / "check.json"
+    """What is done to any data set, generated or real. Each root's depth maps have a folder of their own."""
+    depth = work / f"lidar_depth_{blake2b(os.fsencode(images.resolve()), digest_size=4).hexdigest()}"
+    report = work / "check.json"
     roots = ("--root", images, "--depth-root", depth)
     return [
         Step("make depth maps from the clouds", "make_depth", (*roots, "--overwrite", *jobs), depth),

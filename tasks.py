@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 from invoke import Context, Exit, task
@@ -73,6 +74,11 @@ def after_dashes() -> list[str]:
 
 def selection(split: list[str], scenario: list[str], agent: list[str], frame: list[str]) -> list[str]:
     named = {"split": split, "scenario": scenario, "agent": agent, "frame": frame}
+    for argument, following in pairwise([*sys.argv, "--"]):
+        name = argument.removeprefix("--")
+        # Invoke lets an iterable option pass without a value, and everything would be taken.
+        if argument.startswith("--") and name in named and following.startswith("--"):
+            raise Exit(f"--{name} needs a value: {DATA_HELP[name]}", code=2)
     return [argument for name, value in named.items() for argument in option(name, value)]
 
 
@@ -373,3 +379,45 @@ def bench(_: Context, what: str, root: str | None = None, rounds: str | None = N
 def lock(_: Context, check: bool = False, upgrade: bool = False) -> None:
     """Renews the hash-locked requirements, one file per torch variant."""
     run("-m", "mapanything.tools.lock", *option("check", check), *option("upgrade", upgrade))
+
+
+@task(
+    help={
+        "variant": "cuda (default) or cpu: which torch is in it",
+        "tag": "name of the image (default: mapanything-opv2v:VARIANT)",
+        "wheels": "folder with wheels that pip's index does not have, such as torch's CPU wheel (default: PIP_FIND_LINKS)",
+        "base": "Debian bookworm image to build on (default: debian:bookworm-slim)",
+        "snapshot": "URL of a dated Debian archive that all system packages come from",
+        "no-cache": "build every layer anew",
+        "save": "then write the image to this .tar or .tar.gz, for a host without internet",
+        "load": "take an image that --save wrote; nothing is built",
+        "verify": "build twice without cache and compare packages, files and layers",
+    },
+    auto_shortflags=False,
+)
+def image(
+    _: Context,
+    variant: str | None = None,
+    tag: str | None = None,
+    wheels: str | None = None,
+    base: str | None = None,
+    snapshot: str | None = None,
+    no_cache: bool = False,
+    save: str | None = None,
+    load: str | None = None,
+    verify: bool = False,
+) -> None:
+    """Builds the container image, carries it to other hosts, or shows that it can be built again as it is."""
+    run(
+        "-m",
+        "mapanything.tools.image",
+        *option("variant", variant),
+        *option("tag", tag),
+        *path_option("wheels", wheels),
+        *option("base", base),
+        *option("snapshot", snapshot),
+        *option("no-cache", no_cache),
+        *path_option("save", save),
+        *path_option("load", load),
+        *option("verify", verify),
+    )

@@ -75,6 +75,16 @@ def test_selection_and_flags_are_passed_on(ran: list[tuple[str, ...]]) -> None:
     assert ran == [("-m", "mapanything.tools.check_opv2v", *expected)]
 
 
+@pytest.mark.parametrize("arguments", [["--split"], ["--split", "--agent", "641"], ["--agent", "641", "--frame"]])
+def test_selection_without_a_value_does_not_mean_everything(
+    ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["invoke", "tree", *arguments])
+    with pytest.raises(Exit, match="needs a value"):
+        tasks.tree(Context())
+    assert not ran
+
+
 def test_paths_are_meant_from_where_it_was_called(
     ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -343,7 +343,7 @@ def lint(_: Context, fix: bool = False) -> None:
     run("-m", "ruff", "check", *option("fix", fix))
     run("-m", "ruff", "format", *([] if fix else ["--check"]))
     run("-m", "mapanything.tools.lock", "--check")
-    for script in ("invoke", ".ci/run"):
+    for script in ("invoke", ".ci/run", "docker/entrypoint", "docker/build/set-times"):
         subprocess.run(["bash", "-n", script], cwd=ROOT, check=True)
 
 

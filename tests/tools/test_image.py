@@ -83,7 +83,7 @@ def test_pip_settings_leave_out_what_only_this_host_has() -> None:
             "download.index-url='https://other.example/simple'",
             "global.cert='/etc/ssl/certs/bundle.crt'",
             "global.extra-index-url='file:///opt/simple https://extra.example/simple'",
-            "global.find-links='/opt/wheels'",
+            "global.find-links='/srv/wheels'",
             "global.index-url='https://first.example/simple'",
             "install.timeout='30'",
             "global.proxy='file:nothing'",

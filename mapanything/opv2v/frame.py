@@ -151,26 +151,22 @@ def _vehicles(data: Any, path: Path) -> tuple[Vehicle, ...]:
         return ()
     if not isinstance(data, dict):
         raise InputError(f"{path}: vehicles is no mapping; restore the file")
-    vehicles = []
+    poses, centers, extents, speeds = [], [], [], []
     for key, value in data.items():
         name = f"vehicles.{key}"
         if not isinstance(key, int) or not isinstance(value, dict):
             raise InputError(f"{path}: {name} is no vehicle (an integer id with a mapping); restore the file")
         location = _array(value, "location", (3,), path, name)
-        angle = _array(value, "angle", (3,), path, name)
-        center = _array(value, "center", (3,), path, name)
-        extent = _array(value, "extent", (3,), path, name)
-        world_from_box = carla.ue_matrix_from_pose(np.concatenate([location, angle]))
-        world_from_box[:3, 3] += world_from_box[:3, :3] @ center
-        vehicles.append(
-            Vehicle(
-                id=key,
-                world_from_box=carla.cv_from_ue(world_from_box),
-                half_size=carla.cv_sizes(extent),
-                speed_kmh=_number(value.get("speed", math.nan), f"{name}.speed", path),
-            )
-        )
-    return tuple(vehicles)
+        poses.append([*location, *_array(value, "angle", (3,), path, name)])
+        centers.append(_array(value, "center", (3,), path, name))
+        extents.append(_array(value, "extent", (3,), path, name))
+        speeds.append(_number(value.get("speed", math.nan), f"{name}.speed", path))
+    if not poses:
+        return ()
+    world_from_box = carla.ue_matrix_from_pose(poses)
+    world_from_box[:, :3, 3] += (world_from_box[:, :3, :3] @ np.array(centers)[:, :, None])[:, :, 0]
+    values = zip(data, carla.cv_from_ue(world_from_box), carla.cv_sizes(extents), speeds, strict=True)
+    return tuple(Vehicle(key, pose, half_size, speed) for key, pose, half_size, speed in values)
 
 
 def _array(data: dict[Any, Any], key: str, shape: tuple[int, ...], path: Path, inside: str = "") -> Float:

@@ -114,7 +114,7 @@ class OPV2VScenes(Dataset):
     def max_views(self, scene: int) -> int:
         """The most views that a sample of this scene can have."""
         index, rows = self.scenes[scene]
-        return min(self.num_views, int(self._num_cameras(index, rows)))
+        return min(self.num_views, self._num_cameras(index, rows))
 
     def __getitem__(self, item: int | tuple[int, int]) -> list[dict[str, Any]]:
         """The views of a scene; `dataset[scene, num_views]` asks for a number of them, else as many as there can be."""
@@ -208,7 +208,7 @@ class OPV2VScenes(Dataset):
         return there
 
     def _num_cameras(self, index: int, rows: Sequence[int]) -> int:
-        return self._cameras[index][list(rows)].sum()
+        return int(self._cameras[index][list(rows)].sum())
 
     def _why_no_scene(self, splits: list[str]) -> str:
         frames = sum(map(len, self.indices))
@@ -301,14 +301,10 @@ class OPV2VCoopDataset(OPV2VScenes):
             for row in np.flatnonzero(cameras.any(axis=1)):
                 timestamps.setdefault((str(index.scenario[row]), str(index.frame[row])), []).append(int(row))
             for _, rows in sorted(timestamps.items()):
-                enough = len(rows) >= self.coop_min_agents and self._num_of(cameras, rows) >= self.min_views
+                enough = len(rows) >= self.coop_min_agents and self._num_cameras(number, rows) >= self.min_views
                 if enough:
                     scenes.append((number, tuple(sorted(rows, key=lambda r, i=index: agent_order(str(i.agent[r]))))))
         return scenes
-
-    @staticmethod
-    def _num_of(cameras: NDArray[np.bool_], rows: list[int]) -> int:
-        return int(cameras[rows].sum())
 
     def _agents(
         self, index: int, rows: tuple[int, ...], num_views: int, rng: np.random.Generator

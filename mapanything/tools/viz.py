@@ -22,10 +22,10 @@ from mapanything.geometry.rigid import invert
 from mapanything.opv2v.files import write_atomic
 from mapanything.opv2v.layout import YAML, AgentFolder, Selection, agent_order, list_folders, scan, scan_agent
 from mapanything.opv2v.png import read_image
+from mapanything.tools.options import IMAGES
 from mapanything.visualization import overlay, plots, render
 from mapanything.visualization.scenes import CAMERA_NAMES, AgentFrame, build_scene, read_timestamp, vehicle_boxes
 
-ROOT = Path("data/opv2v_images")
 MIN_RANGE = 60.0  # metres
 UNSEEN_COLOR = (255, 140, 230)  # boxes of vehicles that only other agents saw
 CELL_WIDTH = 800  # pixels that an image of the sheet has at least
@@ -167,7 +167,7 @@ _png.__name__ = "name that ends in .png"
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     where = common.add_argument_group("which frame (what is not given is the first there is)")
-    where.add_argument("--root", "--dataset_root", type=Path, default=ROOT, help="images, YAML, clouds [%(default)s]")
+    where.add_argument("--root", "--dataset_root", type=Path, default=IMAGES, help="images, YAML, clouds [%(default)s]")
     where.add_argument("--split", help="train, validate, test, ...")
     where.add_argument("--scenario", "--sequence", help="such as 2021_08_16_22_26_54")
     where.add_argument("--agent", help="the main agent, such as 641")

@@ -89,3 +89,29 @@ def quat_from_matrix(matrix: Any) -> Any:
     quat = xp.where(best, candidates, xp.zeros_like(candidates)).sum(-2)
     quat = quat / xp.sqrt((quat * quat).sum(-1))[..., None]
     return xp.where(quat[..., 3:] < 0, -quat, quat)
+
+
+def quat_multiply(a: Any, b: Any) -> Any:
+    """Hamilton products a ⊗ b of quaternions (..., 4) xyzw: the rotation b, then a. The sign is not canonicalised."""
+    xp = _module(a)
+    ax, ay, az, aw = a[..., 0], a[..., 1], a[..., 2], a[..., 3]
+    bx, by, bz, bw = b[..., 0], b[..., 1], b[..., 2], b[..., 3]
+    product = [
+        aw * bx + ax * bw + ay * bz - az * by,
+        aw * by - ax * bz + ay * bw + az * bx,
+        aw * bz + ax * by - ay * bx + az * bw,
+        aw * bw - ax * bx - ay * by - az * bz,
+    ]
+    return xp.stack(product, -1)
+
+
+def quat_inverse(quat: Any) -> Any:
+    """Inverses of quaternions (..., 4) xyzw, not necessarily of unit length: conjugate / |q|²."""
+    xp = _module(quat)
+    conjugate = xp.concatenate([-quat[..., :3], quat[..., 3:]], -1)
+    return conjugate / (quat * quat).sum(-1)[..., None]
+
+
+def rotate(quat: Any, vectors: Any) -> Any:
+    """Vectors (..., 3) turned by quaternions (..., 4) xyzw; the two broadcast. A quaternion is normalised first."""
+    return (matrix_from_quat(quat) @ vectors[..., None])[..., 0]

@@ -1,0 +1,1 @@
+"""The MapAnything network: architecture, weights, and what comes out of it."""

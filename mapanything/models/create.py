@@ -1,0 +1,46 @@
+"""What `model=…` in a Hydra config builds."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from mapanything.models.architecture import name_of
+from mapanything.models.config import ModelConfig
+from mapanything.models.mapanything import MapAnything
+from mapanything.models.weights import load
+
+log = logging.getLogger(__name__)
+
+
+def create_model(pretrained: str | Path | None = None, **config: Any) -> MapAnything:
+    """A network to train.
+
+    Args:
+        pretrained: a checkpoint (see `read_checkpoint`). The network is then the one that it holds, whatever widths and depths
+            the config has; its switches are the config's: gradient checkpointing, the nine numbers of the geometric inputs,
+            vehicle ID. None: random weights.
+        config: ModelConfig's sections.
+    Raises:
+        InputError: a wrong entry, or a checkpoint that cannot be loaded.
+    """
+    wanted = ModelConfig.from_dict(config)
+    if pretrained is None:
+        return MapAnything(wanted)
+    geometric = wanted.geometric_inputs
+    switches = {
+        **{part: {"gradient_checkpointing": getattr(wanted, part).gradient_checkpointing} for part in _CHECKPOINTED},
+        "geometric_inputs": {name: getattr(geometric, name) for name in geometric.probabilities()},
+        "vehicle_id": wanted.vehicle_id.to_dict(),
+    }
+    model = load(MapAnything, pretrained, overrides=switches)
+    found, asked = (name_of(c) or "another network" for c in (model.config, wanted))
+    if found == asked:
+        log.info("%s: model=%s", pretrained, found)
+    else:
+        log.warning("%s: holds %s; the config's model=%s gives way, its switches stay", pretrained, found, asked)
+    return model.train()
+
+
+_CHECKPOINTED = ("encoder", "multiview", "heads")

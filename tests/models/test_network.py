@@ -1,0 +1,225 @@
+"""The network: what it promises beyond its values (those: test_against_reference.py, test_parity.py)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from mapanything.models.config import TINY, V1, V1_1, ModelConfig
+from mapanything.models.layers import Block, compile_blocks
+from mapanything.models.mapanything import MapAnything
+
+# TFLOP of one forward at 518×392, images only, upstream's, and of its two dense encoders per view (SPEC §12).
+UPSTREAM_TFLOP = {
+    "v1.1": {1: 2.989038942632, 2: 6.083337169288, 4: 12.589072845128, 8: 26.86910108692, 12: 42.840538515528, 20: 79.857640933192},
+    "v1": {1: 1.534, 2: 3.148, 4: 6.612, 8: 14.49, 12: 23.63, 20: 45.72},
+}
+SKIPPED_TFLOP = {"v1.1": 0.065910983040 + 0.061612693632, "v1": 0.0648 + 0.0605}
+AUGMENTED = {
+    "overall_prob": 0.9,
+    "dropout_prob": 0.05,
+    "ray_dirs_prob": 0.5,
+    "depth_prob": 0.5,
+    "cam_prob": 0.5,
+    "sparse_depth_prob": 0.5,
+    "sparsification_removal_percent": 0.9,
+    "depth_scale_norm_all_prob": 0.05,
+    "pose_scale_norm_all_prob": 0.05,
+}
+
+
+def images(num_views: int, batch: int = 1, height: int = 28, width: int = 42, device: str = "cpu") -> list[dict]:
+    generator = torch.Generator().manual_seed(num_views + 10 * batch)
+    return [
+        {"img": torch.randn(batch, 3, height, width, generator=generator).to(device), "data_norm_type": ["dinov2"]}
+        for _ in range(num_views)
+    ]
+
+
+def everything(num_views: int, batch: int = 1, device: str = "cpu") -> list[dict]:
+    """Views with every geometric input, as `forward` takes them."""
+    views = images(num_views, batch, device=device)
+    generator = torch.Generator().manual_seed(1)
+    for view in views:
+        *_, height, width = view["img"].shape
+        rays = torch.randn(batch, height, width, 3, generator=generator)
+        view["ray_directions_cam"] = (rays / rays.norm(dim=-1, keepdim=True)).to(device)
+        view["depth_along_ray"] = torch.rand(batch, height, width, 1, generator=generator).to(device) * 9 + 1
+        quats = torch.randn(batch, 4, generator=generator)
+        view["camera_pose_quats"] = (quats / quats.norm(dim=-1, keepdim=True)).to(device)
+        view["camera_pose_trans"] = torch.randn(batch, 3, generator=generator).to(device)
+        view["is_metric_scale"] = torch.ones(batch, dtype=torch.bool, device=device)
+    return views
+
+
+def tiny(**geometric_inputs) -> MapAnything:
+    torch.manual_seed(0)
+    config = replace(TINY, geometric_inputs=replace(TINY.geometric_inputs, **geometric_inputs))
+    return MapAnything(config).eval()
+
+
+class Calls(TorchDispatchMode):
+    """Counts calls into ATen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "config", "tolerance"), [("v1.1", V1_1, 1e-3), ("v1", V1, 1.5e-3)])
+def test_work_is_upstreams_without_the_encoders_that_have_nothing_to_encode(name: str, config: ModelConfig, tolerance: float):
+    with torch.device("meta"):
+        model = MapAnything(config)
+    for num_views, upstream in UPSTREAM_TFLOP[name].items():
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(images(num_views, height=392, width=518, device="meta"))
+        expected = upstream - num_views * SKIPPED_TFLOP[name]
+        assert counter.get_total_flops() / 1e12 == pytest.approx(expected, rel=tolerance)
+
+
+def test_calls_do_not_grow_with_the_views():
+    with torch.device("meta"):
+        model = MapAnything(V1_1)
+    counts = []
+    for num_views in (2, 24):
+        with Calls() as calls, torch.no_grad():
+            model(images(num_views, height=392, width=518, device="meta"))
+        counts.append(calls.count)
+    assert counts[1] <= 1.5 * counts[0]
+
+
+@pytest.mark.parametrize("prepare", [images, everything])
+def test_nothing_in_forward_waits_for_a_number(prepare):
+    """On the meta device there are no numbers: reading one, or a shape that depends on one, is an error."""
+    with torch.device("meta"):
+        model = tiny(**AUGMENTED)
+    views = prepare(3, batch=2, device="meta")
+    assert model(views)[2]["pts3d"].shape == (2, 28, 42, 3)
+
+
+def test_batches_and_views_do_not_mix():
+    model = tiny()
+    views = images(3, batch=2)
+    together = model(views)
+    for sample in range(2):
+        alone = model([{**view, "img": view["img"][sample : sample + 1]} for view in views])
+        for a, b in zip(together, alone, strict=True):
+            for key in ("pts3d", "conf", "cam_trans", "cam_quats", "metric_scaling_factor"):
+                assert torch.allclose(a[key][sample : sample + 1], b[key], rtol=1e-3, atol=1e-5)
+
+
+def test_checkpointing_and_chunks_change_no_value():
+    torch.manual_seed(0)
+    views = everything(2, batch=2)
+    config = replace(TINY, geometric_inputs=replace(TINY.geometric_inputs, **{**AUGMENTED, "dropout_prob": 0.0}))
+    model = MapAnything(config).train()
+    on = replace(
+        config,
+        encoder=replace(config.encoder, gradient_checkpointing=True),
+        multiview=replace(config.multiview, gradient_checkpointing=True),
+        heads=replace(config.heads, gradient_checkpointing=True),
+    )
+    checkpointed = MapAnything(on).train()
+    checkpointed.load_state_dict(model.state_dict())
+    grads = []
+    for network in (model, checkpointed):
+        torch.manual_seed(1)
+        outputs = network(views)
+        sum((o["pts3d"] * o["conf"][..., None]).mean() + o["cam_quats"].sum() for o in outputs).backward()
+        grads.append({k: p.grad for k, p in network.named_parameters()})
+    assert any(g is not None for g in grads[0].values())
+    for key, grad in grads[0].items():
+        other = grads[1][key]
+        assert (grad is None) == (other is None), key
+        if grad is not None:
+            assert torch.allclose(grad, other, rtol=1e-3, atol=1e-6 * max(1.0, float(grad.abs().max()))), key
+    with torch.no_grad():
+        torch.manual_seed(1)
+        whole = model.stacked(views)
+        torch.manual_seed(1)
+        parts = model.stacked(views, rows_at_once=3)
+    assert torch.allclose(whole.pts3d, parts.pts3d, rtol=1e-4, atol=1e-5)
+
+
+def test_checkpointing_keeps_fewer_tensors():
+    def saved(model: MapAnything) -> int:
+        total = 0
+
+        def count(x: torch.Tensor) -> torch.Tensor:
+            nonlocal total
+            total += x.numel() if not isinstance(x, torch.nn.Parameter) else 0
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+            model(images(2))
+        return total
+
+    plain = saved(MapAnything(TINY).train())
+    for part in ("encoder", "multiview", "heads"):
+        config = replace(TINY, **{part: replace(getattr(TINY, part), gradient_checkpointing=True)})
+        assert saved(MapAnything(config).train()) < 0.95 * plain, part
+
+
+def test_forward_sees_geometry_only_as_often_as_it_is_told():
+    """Images only is the default: the views' geometry changes nothing, and no random number is drawn."""
+    model = tiny()
+    state = torch.get_rng_state()
+    plain, offered = model(images(3)), model(everything(3))
+    assert torch.equal(torch.get_rng_state(), state)
+    for a, b in zip(plain, offered, strict=True):
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    seeing = tiny(overall_prob=1.0, dropout_prob=0.0, ray_dirs_prob=1.0, depth_prob=1.0, cam_prob=1.0)
+    assert not torch.allclose(seeing(everything(3))[1]["pts3d"], plain[1]["pts3d"], rtol=1e-3)
+
+
+def test_a_mask_of_zero_hides_broken_numbers():
+    """What is not selected must not reach the result even as NaN · 0."""
+    model = tiny(overall_prob=1.0, dropout_prob=1 - 1e-12, ray_dirs_prob=1.0, depth_prob=1.0, cam_prob=1.0)
+    views = everything(3)
+    for key in ("ray_directions_cam", "depth_along_ray"):
+        views[1][key] = torch.full_like(views[1][key], torch.nan)
+    assert all(view["pts3d"].isfinite().all() for view in model(views))
+
+
+def test_poses_without_view_0s_are_refused():
+    model = tiny(overall_prob=1.0, dropout_prob=0.0, cam_prob=1.0)
+    views = everything(3)
+    del views[0]["camera_pose_quats"], views[0]["camera_pose_trans"]
+    with pytest.raises(ValueError, match="view 0, key camera_pose_quats"):
+        model(views)
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.bfloat16, "bf16"), (torch.float16, "fp16"), (torch.float32, "fp32")])
+def test_precision_is_what_was_asked_for(dtype: torch.dtype, name: str):
+    model = tiny()
+    seen, heads = [], []
+    model.info_sharing.self_attention_blocks[0].attn.qkv.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
+    model.dense_head.register_forward_hook(lambda m, i, o: heads.append(o.dtype))
+    outputs = model.infer(images(2), amp_dtype=name)
+    assert set(seen) == {dtype} and set(heads) == {torch.float32}
+    assert outputs[0]["pts3d"].dtype == torch.float32
+
+
+def test_bf16_is_near_fp32():
+    model = tiny()
+    exact, rounded = (model.infer(images(3), use_amp=on, apply_mask=False) for on in (False, True))
+    for a, b in zip(exact, rounded, strict=True):
+        assert (a["depth_along_ray"] - b["depth_along_ray"]).abs().median() / a["depth_along_ray"].median() < 0.02
+
+
+def test_compiled_blocks_give_the_same_for_any_number_of_views():
+    model = tiny()
+    plain = [model(images(n))[0]["pts3d"] for n in (2, 3, 5)]
+    blocks = compile_blocks(model)
+    assert blocks == sum(isinstance(m, Block) for m in model.modules())
+    torch._dynamo.reset()
+    for n, expected in zip((2, 3, 5), plain, strict=True):
+        assert torch.allclose(model(images(n))[0]["pts3d"], expected, rtol=1e-3, atol=1e-5)

@@ -60,18 +60,17 @@ class Checkpoint:
             return self.config
         return config_of({name: tensor.shape for name, tensor in self.tensors.items()}, str(self.source))
 
-    def take(self, name: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-        """A copy of one weight; the file's pages behind it leave this process's memory.
+    def copy_to(self, name: str, target: Tensor) -> None:
+        """Copies one weight; the file's pages behind it leave this process's memory.
 
-        A copy, although the mapping itself could serve as weights (it is private, written pages are copied): a file that
-        is written over or whose server goes away would change the weights of a running model or kill it, and the first
-        step of training copies every page anyway. Page by page, so that memory never holds both in full.
+        A copy, although the mapping itself could serve as weights (it is private, pages that are written to become one's
+        own): a file that somebody writes over, or whose server goes away, would change the weights of a running model or
+        kill it, and the first step of training copies every page anyway. Page by page, so that memory never holds both.
         """
         tensor = self.tensors[name]
-        copy = torch.empty(tensor.shape, dtype=dtype, device=device).copy_(tensor)
+        target.copy_(tensor)
         if self.mapped:
             _drop_pages(tensor)
-        return copy
 
 
 def plain_name(key: str) -> str:
@@ -95,7 +94,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         name = canonical_name(plain_name(key))
         known = tensors.setdefault(name, tensor)
         if known is not tensor and not _same(known, tensor):
-            raise InputError(f"{path}: {key} and another name of the same weight ({name}) differ; the file contradicts itself")
+            raise InputError(f"{path}: the names that {name} has in it hold different values; fetch or save the file again")
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if not is_mapanything(shapes):
         hint = "; DINOv2's own weights go to load_dinov2" if "blocks.0.norm1.weight" in shapes else ""
@@ -199,7 +198,8 @@ def _read_torch(path: Path, is_zip: bool) -> tuple[dict[str, Tensor], ModelConfi
             config = _config(content["model_config"], path)
         content = content["model"]
     if not isinstance(content, Mapping) or not content:
-        raise InputError(f"{path}: holds no weights but {type(content).__name__}; give a file with a state_dict")
+        what = f"a single {type(content).__name__}" if content is not None and not isinstance(content, Mapping) else "nothing"
+        raise InputError(f"{path}: holds {what}, no weights by name; give a file with a state_dict")
     wrong = [key for key, value in content.items() if not isinstance(value, Tensor)]
     if wrong:
         raise InputError(f"{path}: {wrong[0]!r} is no tensor; give a file with a state_dict, plain or under the key `model`")

@@ -186,7 +186,8 @@ def relative_poses(quats: Tensor, trans: Tensor, selected: Tensor) -> tuple[Tens
     identity = torch.zeros_like(quats)
     identity[..., 3] = 1.0
     relative = torch.where(selected[..., None], quat_multiply(inverse, quats), identity)
-    moved = torch.where(selected[..., None], rotate(inverse, trans) - rotate(inverse, trans[:, :1]), 0.0)
+    turned = rotate(inverse, trans)  # once: view 0's own must cancel to 0 exactly, or it would count below
+    moved = torch.where(selected[..., None], turned - turned[:, :1], 0.0)
     length = moved.norm(dim=-1)  # (B, V)
     size = (length.sum(1, keepdim=True) / ((length > 0).sum(1, keepdim=True) + EPS)).clip(min=EPS)
     return relative, moved / size[..., None], size

@@ -145,7 +145,10 @@ def _cross(a: Vector, b: Vector) -> Vector:
 
 
 def _unit(a: Vector) -> Vector:
-    length = _dot(a, a).sqrt() + 1e-12
+    square = _dot(a, a)
+    # torch's float32 root on a CPU is a unit in the last place off now and then; through float64 it is rounded correctly.
+    root = square.double().sqrt().to(square.dtype) if square.device.type == "cpu" else square.sqrt()
+    length = root + 1e-12
     return a[0] / length, a[1] / length, a[2] / length
 
 

@@ -199,7 +199,9 @@ def config_from_upstream(model_config: Mapping[str, Any], dinov2: Mapping[str, A
             ),
             vehicle_id=VehicleIdConfig.from_dict(whole.get("vehicle_id") or {}, "vehicle_id"),
         )
-    except TypeError as error:  # a word where a number should be
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:  # a word where a number should be
         raise InputError(f"config: a value of the wrong kind ({error})") from error
 
 

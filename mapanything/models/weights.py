@@ -58,10 +58,9 @@ def load(
     _check(checkpoint, targets)
     state = {}
     for name, target in targets.items():
+        state[name] = torch.zeros(target.shape, dtype=target.dtype, device=device)
         if name in checkpoint.tensors:
-            state[name] = checkpoint.take(name, target.dtype, device)
-        else:
-            state[name] = torch.zeros(target.shape, dtype=target.dtype, device=device)
+            checkpoint.copy_to(name, state[name])
     model.load_state_dict({key: state[_name(key)] for key in model.state_dict()}, assign=True)
     return model.eval()
 
@@ -80,7 +79,7 @@ def load_into(model: nn.Module, path: str | Path) -> None:
     _check(checkpoint, targets)
     for name, target in targets.items():
         if name in checkpoint.tensors:
-            target.copy_(checkpoint.take(name, target.dtype))
+            checkpoint.copy_to(name, target)
         else:
             target.zero_()
 
@@ -162,7 +161,9 @@ def save_pretrained(model: nn.Module, folder: str | Path) -> None:
         try:
             save_file(tensors, aside / WEIGHTS, metadata=metadata)
             (aside / CONFIG).write_text(text)
-            aside.chmod(0o777 & ~_umask())  # mkdtemp's folders are the owner's alone
+            # What safetensors and mkdtemp make is the owner's alone.
+            aside.chmod(0o777 & ~_umask())
+            (aside / WEIGHTS).chmod(0o666 & ~_umask())
             for path in (aside / WEIGHTS, aside / CONFIG, aside):
                 _flush(path)
             if exists:

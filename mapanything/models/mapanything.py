@@ -6,7 +6,7 @@ pixel, every pose and the scale. All views go through every step together. Weigh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mapanything.errors import InputError
+from mapanything.models import weights
 from mapanything.models.config import PATCH, ModelConfig
 from mapanything.models.encoder import ImageEncoder
 from mapanything.models.geometric_inputs import GeometricFeatures
@@ -63,16 +64,14 @@ class MapAnything(GeometricFeatures):
         self.scale_head = ScaleHead(config.multiview.dim, heads.scale_dim)
 
     @classmethod
-    def from_pretrained(cls, path: str | PathLike[str], **overrides: Any) -> Self:
-        """A network from a `.pth`, a safetensors file or a folder with config.json; see weights.load."""
-        from mapanything.models import weights  # which imports this file
-
-        return weights.load(cls, Path(path), **overrides)
+    def from_pretrained(
+        cls, path: str | PathLike[str], *, overrides: Mapping[str, Any] | None = None, device: torch.device | str = "cpu"
+    ) -> Self:
+        """The network of a `.pth`, a safetensors file or a folder with config.json, in eval mode; see weights.load."""
+        return weights.load(cls, Path(path), overrides=overrides, device=device)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Writes a folder that `from_pretrained` and upstream can read; see weights.save_pretrained."""
-        from mapanything.models import weights
-
         weights.save_pretrained(self, Path(folder))
 
     def forward(self, views: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -26,7 +26,8 @@ class MultiViewTransformer(nn.Module):
         self.norm = LayerNorm(config.dim)
         if config.reference_marker:
             # The sinusoid of position 0 (Vaswani et al. 2017): sines 0, cosines 1. A checkpoint brings its own.
-            self.register_buffer("view_pos_table", (torch.arange(config.dim) % 2).float()[None])
+            table = torch.tensor([0.0, 1.0]).repeat((config.dim + 1) // 2)[: config.dim]
+            self.register_buffer("view_pos_table", table[None])
         else:
             self.view_pos_table = None
         for module in self.modules():

@@ -98,7 +98,7 @@ def load_dinov2(model: nn.Module, path: str | Path) -> bool:
     Raises:
         InputError: another model's weights, or of another size; nothing is changed then.
     """
-    checkpoint, config = read_tensors(path), model.config
+    checkpoint, config = read_tensors(path), _config(model)
     given = {name: tensor for name, tensor in checkpoint.tensors.items() if name != "mask_token"}
     where, kept = checkpoint.source, config.encoder.depth
     if "register_tokens" in given:
@@ -130,7 +130,7 @@ def load_dinov2(model: nn.Module, path: str | Path) -> bool:
             + ("is missing" if source is None else f"is {tuple(source.shape)}, not {tuple(targets[wrong[0]].shape)}")
         )
     for name, source_name in moves.items():
-        targets[name].copy_(given[source_name])
+        checkpoint.copy_to(source_name, targets[name])
     log.info("%s: DINOv2 into the encoder%s", where, " and the multi-view transformer" if fits else "; the rest stays random")
     return fits
 

@@ -113,16 +113,17 @@ def check_file(path: Path, device: torch.device) -> list[Deviation]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise InputError(f"{path}: no file that torch can load: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{path}: not a file of tensors ({type(error).__name__}); give a reference file") from error
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path}: neither a network's nor a loss's reference file")
     if {"criteria", "scenarios"} <= set(content):
-        from mapanything.train.loss_parity import check_losses
+        from mapanything.train import loss_parity
 
-        return [Deviation(*row) for row in check_losses(content)]
+        rows = loss_parity.check_file(path)
+        return [
+            Deviation(f"{scenario}/{criterion} {name}", far, tolerance) for scenario, criterion, name, far, tolerance in rows
+        ]
     if all(isinstance(m, dict) and {"config", "keys", "cases"} <= set(m) for m in content.values()):
         return list(check_network(content, device))
     raise InputError(f"{path}: neither a network's nor a loss's reference file")

@@ -20,10 +20,10 @@ CASES = ("img_2v_70x98", "intr_partial_3v_56x42", "intr_depth_2v_42x56", "pose_3
 
 @pytest.fixture(scope="session")
 def parity() -> dict[str, Any]:
-    path = os.environ.get("MAPANYTHING_PARITY")
-    if not path:
-        pytest.skip("MAPANYTHING_PARITY is not set: no reference outputs of upstream on this host")
-    return torch.load(Path(path), weights_only=True)
+    folder = os.environ.get("MAPANYTHING_SPEC_DIR")
+    if not folder:
+        pytest.skip("MAPANYTHING_SPEC_DIR is not set: no full set of upstream's reference outputs on this host")
+    return torch.load(Path(folder) / "parity.pt", weights_only=True)
 
 
 @pytest.fixture(scope="session", params=MODELS)

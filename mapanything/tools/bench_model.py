@@ -1,0 +1,179 @@
+"""What `bench model` measures: the full-size networks with random weights, time and memory by number of views.
+
+On a CPU: seconds of processor time per thread (wall time of a shared machine says little) and peak memory, each case in a
+process of its own, beside upstream's figures for the same case on a CPU of the same kind (2 cores of an AMD EPYC with
+AVX512-BF16, torch 2.13; SPEC §12). On a GPU: passes a second, peak memory and the share of the card's peak rate that is
+used (MFU), beside the published rates of V1.1 on an H200-class card.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from mapanything.errors import InputError
+from mapanything.models.config import ARCHITECTURES
+from mapanything.models.mapanything import MapAnything
+
+SIZE = (392, 518)  # height, width
+GPU_SIZE = (518, 518)
+GPU_VIEWS = (2, 4, 8, 16, 24, 50, 100)
+PASSES_PER_S = {2: 25, 4: 15.2, 8: 7.4, 16: 3.3, 24: 1.97, 50: 0.69, 100: 0.228}  # published for V1.1
+# Dense bf16 rates with float32 accumulation, TFLOP/s, from the vendor's data sheets.
+PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "4090": 165, "3090": 71}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure on a CPU, and what upstream needed for it."""
+
+    model: str
+    call: str  # forward or infer
+    num_views: int
+    precision: str
+    upstream_s: float
+    upstream_gib: float
+
+    @property
+    def name(self) -> str:
+        views = f"{self.num_views} view{'s' if self.num_views > 1 else ''}"
+        return f"{self.model} {self.call}, {views}, {self.precision}"
+
+
+CASES = (
+    Case("mapanything_v1", "forward", 1, "fp32", 11.5, 2.9),
+    Case("mapanything_v1", "forward", 1, "bf16", 7.0, 2.9),
+    Case("mapanything_v1", "forward", 2, "fp32", 22.3, 3.4),
+    Case("mapanything_v1", "forward", 2, "bf16", 14.4, 3.4),
+    Case("mapanything_v1", "infer", 1, "bf16", 47.2, 3.1),
+    Case("mapanything", "forward", 1, "fp32", 20.6, 5.5),
+    Case("mapanything", "forward", 1, "bf16", 12.8, 5.4),
+    Case("mapanything", "forward", 2, "fp32", 42.5, 6.0),
+    Case("mapanything", "forward", 2, "bf16", 24.3, 6.0),
+    Case("mapanything", "infer", 1, "bf16", 68.6, 5.6),
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A case's processor seconds per thread, wall seconds and peak resident memory."""
+
+    cpu_s: float
+    wall_s: float
+    peak_gib: float
+
+
+def random_network(name: str, device: torch.device) -> MapAnything:
+    """An official architecture with weights of about the right size; built without initialising twice."""
+    with torch.device("meta"):
+        model = MapAnything(ARCHITECTURES[name]).eval()
+    model.to_empty(device=device)
+    block = torch.randn(1 << 20, device=device) * 0.02
+    with torch.no_grad():
+        for parameter in model.parameters():
+            flat = parameter.view(-1)
+            for start in range(0, len(flat), len(block)):
+                part = flat[start : start + len(block)]
+                part.copy_(block[: len(part)])
+            if parameter.ndim == 1:
+                parameter.add_(1)
+        for buffer in model.buffers():
+            buffer.zero_()
+    return model
+
+
+def views_of(num_views: int, size: tuple[int, int], device: torch.device) -> list[dict[str, Tensor | list[str]]]:
+    """Noise as images."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, 3, *size)
+    return [
+        {"img": torch.randn(shape, generator=generator).to(device), "data_norm_type": ["dinov2"]} for _ in range(num_views)
+    ]
+
+
+def run_case(case: Case, repeats: int) -> Measured:
+    """Measures one case in this process; the best of `repeats` after a warm-up with the smallest image."""
+    device = torch.device("cpu")
+    model = random_network(case.model, device)
+    views = views_of(case.num_views, SIZE, device)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[case.precision]
+
+    def call() -> None:
+        if case.call == "infer":
+            model.infer(views)
+            return
+        with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            model(views)
+
+    model.infer(views_of(1, (28, 28), device))
+    best: tuple[float, float] | None = None
+    for _ in range(repeats):
+        cpu, wall = time.process_time(), time.perf_counter()
+        call()
+        took = (time.process_time() - cpu) / torch.get_num_threads(), time.perf_counter() - wall
+        best = took if best is None else min(best, took)
+    assert best is not None
+    return Measured(*best, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)  # KiB -> GiB
+
+
+def measure_cpu(repeats: int) -> Iterator[tuple[Case, Measured]]:
+    """Every case in a fresh process, so that each has a peak memory of its own."""
+    for number, case in enumerate(CASES):
+        code = f"from mapanything.tools.bench_model import main; main({number}, {repeats})"
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        if result.returncode:
+            last = (result.stderr.strip().splitlines() or ["killed; is there enough memory?"])[-1]
+            raise InputError(f"bench model, {case.name}: {last}")
+        yield case, Measured(**json.loads(result.stdout.splitlines()[-1]))
+
+
+def main(number: int, repeats: int) -> None:
+    """What `measure_cpu` runs in the other process."""
+    print(json.dumps(asdict(run_case(CASES[number], repeats))))
+
+
+@dataclass(frozen=True)
+class GpuRow:
+    """v1.1's `forward` in bf16 on a card."""
+
+    num_views: int
+    passes_per_s: float
+    peak_gb: float
+    mfu: float | None
+    published: float
+
+
+def measure_gpu(repeats: int) -> list[GpuRow]:
+    """Passes a second of v1.1 with heads in chunks, as many views as fit."""
+    device = torch.device("cuda")
+    model = random_network("mapanything", device)
+    card = torch.cuda.get_device_name()
+    peak = next((rate for name, rate in PEAK_TFLOPS.items() if name in card), None)
+    rows = []
+    for num_views in GPU_VIEWS:
+        views = views_of(num_views, GPU_SIZE, device)
+        try:
+            with FlopCounterMode(display=False) as counter:
+                model.predict(views, apply_mask=False)
+            torch.cuda.reset_peak_memory_stats()
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            for _ in range(repeats):
+                model.predict(views, apply_mask=False)
+            end.record()
+            torch.cuda.synchronize()
+        except torch.OutOfMemoryError:
+            break
+        seconds = start.elapsed_time(end) / 1000 / repeats
+        mfu = counter.get_total_flops() / seconds / (peak * 1e12) if peak else None
+        rows.append(GpuRow(num_views, 1 / seconds, torch.cuda.max_memory_allocated() / 1e9, mfu, PASSES_PER_S[num_views]))
+    return rows

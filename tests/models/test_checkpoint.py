@@ -1,0 +1,173 @@
+"""Weights in every form that users have them in, and every way in which a file can be wrong."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from weight_files import (
+    assert_equal,
+    once,
+    saved,
+    saved_safetensors,
+    sharded,
+    state,
+    tiny_model,
+    upstream_names,
+    upstream_training,
+    wrapped_blocks,
+)
+
+from mapanything.errors import InputError
+from mapanything.models.checkpoint import read_checkpoint
+from mapanything.models.config import TINY
+from mapanything.models.mapanything import MapAnything
+from mapanything.models.weights import load, load_into, save_pretrained
+
+
+@pytest.fixture(scope="module")
+def model() -> MapAnything:
+    return tiny_model()
+
+
+FORMS = {
+    "plain .pth": lambda m, d: saved(state(m), d / "a.pth"),
+    ".pth with the key model": lambda m, d: saved({"model": state(m), "epoch": 3, "args": {"lr": 1.0}}, d / "a.pth"),
+    "ordered, .pt": lambda m, d: saved(OrderedDict(once(m)), d / "a.pt"),
+    "from before torch 1.6": lambda m, d: saved(state(m), d / "a.pth", _use_new_zipfile_serialization=False),
+    "upstream's training": lambda m, d: saved(upstream_training(m), d / "a.pth"),
+    "our training": lambda m, d: saved({"model": state(m), "model_config": m.config.to_dict()}, d / "a.pth"),
+    "DistributedDataParallel": lambda m, d: saved({f"module.{k}": v for k, v in state(m).items()}, d / "a.pth"),
+    "compiled": lambda m, d: saved({f"module._orig_mod.{k}": v for k, v in state(m).items()}, d / "a.pth"),
+    "compiled blocks": lambda m, d: saved(wrapped_blocks(m), d / "a.pth"),
+    "canonical safetensors": lambda m, d: saved_safetensors(once(m), d / "a.safetensors"),
+    "safetensors, every alias": lambda m, d: saved_safetensors({k: v.clone() for k, v in state(m).items()}, d / "a.bin"),
+    "upstream's safetensors": lambda m, d: upstream_names(m, d / "model.safetensors"),
+    "folder without config.json": lambda m, d: upstream_names(m, d / "model.safetensors").parent,
+    "sharded folder": lambda m, d: sharded(m, d / "hub"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_network(form, model, tmp_path):
+    path = FORMS[form](model, tmp_path)
+    loaded = load(MapAnything, path)
+    assert_equal(loaded, model)
+    assert loaded.config == TINY and not loaded.training
+    tensors = [*loaded.parameters(), *loaded.buffers()]
+    assert len(tensors) == len([*model.parameters(), *model.buffers()])  # what was shared still is
+    assert all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+    assert all(p.requires_grad for p in loaded.parameters())
+    other = MapAnything(TINY)
+    load_into(other, path)
+    assert_equal(other, model)
+
+
+# --- broken files ---
+
+
+class Malice:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+def half(path: Path) -> Path:
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    return path
+
+
+def contradicting(model: MapAnything) -> dict[str, torch.Tensor]:
+    tensors = {key: tensor.clone() for key, tensor in state(model).items()}
+    tensors["dense_head.1.conv1.bias"] += 1
+    return tensors
+
+
+def written(path: Path, data: bytes | str) -> Path:
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+def hub(model: MapAnything, folder: Path, **files: str) -> Path:
+    save_pretrained(model, folder)
+    for name, text in files.items():
+        (folder / f"{name}.json").write_text(text)
+    return folder
+
+
+def incomplete(folder: Path) -> Path:
+    next(folder.glob("model-00002*")).unlink()
+    return folder
+
+
+BROKEN = {
+    "no such": (lambda m, d: d / "a.pth", "no such file or folder; nothing is downloaded"),
+    "hub name": (lambda m, d: Path("facebook/map-anything"), "give their folder"),
+    "empty": (lambda m, d: written(d / "a.pth", b""), "is empty"),
+    "text": (lambda m, d: written(d / "a.pth", "<!DOCTYPE html><html>Not found"), "is a text"),
+    "lfs": (lambda m, d: written(d / "a.pth", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "git lfs pull"),
+    "truncated zip": (lambda m, d: half(saved(state(m), d / "a.pth")), "damaged or not complete"),
+    "truncated old": (
+        lambda m, d: half(saved(state(m), d / "a.pth", _use_new_zipfile_serialization=False)),
+        "damaged or not complete",
+    ),
+    "truncated safetensors": (lambda m, d: half(saved_safetensors(once(m), d / "a.safetensors")), "damaged or not complete"),
+    "noise": (lambda m, d: written(d / "a.pth", b"\x80" + bytes(range(255)) * 9), "."),
+    "malicious": (lambda m, d: saved({"model": state(m), "args": Malice()}, d / "a.pth"), "more than weights .*system"),
+    "malicious pickle": (lambda m, d: written(d / "a.pth", pickle.dumps(Malice())), "."),
+    "whole module": (lambda m, d: saved(m, d / "a.pth"), "more than weights .*state_dict"),
+    "TorchScript": (
+        lambda m, d: torch.jit.script(torch.nn.Linear(1, 1)).save(str(d / "a.pth")) or d / "a.pth",
+        "TorchScript",
+    ),
+    "one tensor": (lambda m, d: saved(torch.ones(3), d / "a.pth"), "holds a single Tensor"),
+    "nothing in it": (lambda m, d: saved({}, d / "a.pth"), "holds nothing"),
+    "nested": (lambda m, d: saved({"state": state(m)}, d / "a.pth"), "'state' is no tensor"),
+    "another network": (lambda m, d: saved({"fc.weight": torch.ones(1)}, d / "a.pth"), "not the weights of a MapAnything"),
+    "DINOv2": (lambda m, d: saved({"blocks.0.norm1.weight": torch.ones(1)}, d / "a.pth"), "go to load_dinov2"),
+    "aliases differ": (lambda m, d: saved(contradicting(m), d / "a.pth"), "names .* hold different values"),
+    "aliases differ, safetensors": (
+        lambda m, d: saved_safetensors(contradicting(m), d / "a.st"),
+        "names .* hold different values",
+    ),
+    "folder without weights": (lambda m, d: d, "no model.safetensors in it; give a folder with"),
+    "folder of other files": (lambda m, d: saved({}, d / "a.pth").parent, "no model.safetensors in it; give the file .*a.pth"),
+    "no JSON": (lambda m, d: hub(m, d / "hub", config="{"), r"config\.json: is no JSON"),
+    "JSON of another kind": (lambda m, d: hub(m, d / "hub", config="[1]"), "a group of entries"),
+    "config of another model": (
+        lambda m, d: hub(m, d / "hub", config='{"hidden_size": 3}'),
+        r"config\.json: model\.hidden_size",
+    ),
+    "shard missing": (lambda m, d: incomplete(sharded(m, d / "hub")), "folder is not complete"),
+    "shard elsewhere": (
+        lambda m, d: written(d / "model.safetensors.index.json", '{"weight_map": {"a": "../../secret"}}').parent,
+        "no `weight_map`",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:'torch.load' received a zip file", "ignore:.*torch.jit", "ignore:Detected pickle protocol")
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_files_in_one_line(case, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "files").mkdir()
+    make, message = BROKEN[case]
+    path = make(model, tmp_path / "files")
+    with pytest.raises(InputError, match=message) as error:
+        load(MapAnything, path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 500
+    assert not (tmp_path / "executed").exists()
+
+
+def test_reading_touches_nothing(model, tmp_path):
+    checkpoint = read_checkpoint(saved(state(model), tmp_path / "a.pth"))
+    assert checkpoint.mapped and checkpoint.config == TINY and checkpoint.source == tmp_path / "a.pth"
+    assert checkpoint.tensors.keys() == once(model).keys()
+    for _ in range(2):  # pages that were dropped come back
+        target = torch.empty(784, 96, 1, 1)
+        checkpoint.copy_to("pose_head.proj.weight", target)
+        assert torch.equal(target, model.pose_head.proj.weight)

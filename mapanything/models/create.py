@@ -6,28 +6,35 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from mapanything.errors import InputError
 from mapanything.models.architecture import name_of
 from mapanything.models.config import ModelConfig
 from mapanything.models.mapanything import MapAnything
-from mapanything.models.weights import load
+from mapanything.models.weights import load, load_dinov2
 
 log = logging.getLogger(__name__)
 
 
-def create_model(pretrained: str | Path | None = None, **config: Any) -> MapAnything:
+def create_model(pretrained: str | Path | None = None, dinov2: str | Path | None = None, **config: Any) -> MapAnything:
     """A network to train.
 
     Args:
         pretrained: a checkpoint (see `read_checkpoint`). The network is then the one that it holds, whatever widths and depths
             the config has; its switches are the config's: gradient checkpointing, the nine numbers of the geometric inputs,
             vehicle ID. None: random weights.
+        dinov2: a file of DINOv2's repository to start from instead (see `load_dinov2`); the rest is random.
         config: ModelConfig's sections.
     Raises:
         InputError: a wrong entry, or a checkpoint that cannot be loaded.
     """
     wanted = ModelConfig.from_dict(config)
+    if pretrained is not None and dinov2 is not None:
+        raise InputError("model.pretrained and model.dinov2 are both given; a checkpoint brings its own encoder: give one")
     if pretrained is None:
-        return MapAnything(wanted)
+        model = MapAnything(wanted)
+        if dinov2 is not None:
+            load_dinov2(model, dinov2)
+        return model
     geometric = wanted.geometric_inputs
     switches = {
         **{part: {"gradient_checkpointing": getattr(wanted, part).gradient_checkpointing} for part in _CHECKPOINTED},

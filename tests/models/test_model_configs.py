@@ -48,7 +48,7 @@ def test_config_builds_its_architecture(name):
         model = instantiate(config)
     assert type(model) is MapAnything and model.config == ARCHITECTURES[name] and model.training
     # Every entry is there, so that each can be overridden without a plus sign.
-    expected = {"_target_", "_convert_", "pretrained", *ModelConfig().to_dict()}
+    expected = {"_target_", "_convert_", "pretrained", "dinov2", *ModelConfig().to_dict()}
     assert set(config) == expected
     for section, values in ModelConfig().to_dict().items():
         assert set(config[section]) == set(values)

@@ -202,6 +202,15 @@ def test_dinov2_into_the_encoder_only(tmp_path):
     assert all(torch.equal(result[name], tensor) for name, tensor in transformer.items())
 
 
+def test_create_model_can_start_from_dinov2(model, tmp_path):
+    source = dinov2(8, model)
+    path = saved(source, tmp_path / "vit.pth")
+    built = create_model(dinov2=path, **TINY.to_dict())
+    assert torch.equal(built.encoder.model.pos_embed, source["pos_embed"])
+    with pytest.raises(InputError, match=r"model\.pretrained and model\.dinov2"):
+        create_model(pretrained=path, dinov2=path)
+
+
 def test_dinov2_of_another_kind(model, tmp_path):
     source = dinov2(8, model)
     for change, message in (

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mapanything.geometry.rigid import matrix_from_quat
+from mapanything.geometry.rigid import matrix_from_quat, rotate
 
 EPS = 1e-8
 
@@ -60,11 +60,10 @@ def assemble(dense: Tensor, trans: Tensor, quats: Tensor, log_scale: Tensor, num
     depth = dense[:, :, 3].exp()[..., None] * scale[:, :, None, None, None]
     trans = trans * scale[:, :, None]
     points_cam = rays * depth
-    rotation = matrix_from_quat(quats)
-    points = points_cam.flatten(2, 3) @ rotation.transpose(-1, -2) + trans[:, :, None]
+    points = rotate(quats[:, :, None, None], points_cam) + trans[:, :, None, None]
     logits = dense[:, :, 5]
     return Outputs(
-        pts3d=points.view_as(points_cam),
+        pts3d=points,
         pts3d_cam=points_cam,
         ray_directions=rays,
         depth_along_ray=depth,

@@ -97,3 +97,15 @@ def test_rotation_error_names_what_is_no_rotation():
     assert rigid.rotation_error(random_poses(4)) < 1e-12
     assert rigid.rotation_error(np.diag([1.0, 1.0, -1.0])) >= 2  # a mirror
     assert rigid.rotation_error(1.1 * np.eye(3)) > 0.2
+
+
+@given(quats, quats)
+def test_product_and_inverse_of_quaternions_are_those_of_their_rotations(a, b):
+    a, b = np.array(a), np.array(b)
+    expected = rigid.matrix_from_quat(a) @ rigid.matrix_from_quat(b)
+    assert np.abs(rigid.matrix_from_quat(rigid.quat_multiply(a, b)) - expected).max() < 1e-9
+    assert np.abs(rigid.quat_multiply(rigid.quat_inverse(a), a) - [0, 0, 0, 1]).max() < 1e-9
+    vectors = np.random.default_rng(0).normal(size=(5, 3))
+    assert np.abs(rigid.rotate(a, vectors) - vectors @ rigid.matrix_from_quat(a).T).max() < 1e-9
+    turned = rigid.rotate(torch.tensor(a)[None], torch.from_numpy(vectors))
+    assert np.abs(turned.numpy() - rigid.rotate(a, vectors)).max() < 1e-12

@@ -169,15 +169,13 @@ def dense_bytes_per_view(height: int, width: int, dim: int) -> int:
     return 4 * max(3 * dim * pixels * 64 // 196, 3 * (dim // 2) * pixels) * 5 // 4
 
 
-def rows_that_fit(num_rows: int, bytes_per_row: int, free_bytes: int) -> int:
-    """How many views the dense head takes at once: as many as 80 % of the free memory hold, one at least."""
-    return max(1, min(num_rows, int(0.8 * free_bytes) // max(1, bytes_per_row)))
+def rows_that_fit(num_rows: int, bytes_per_row: int, device: torch.device) -> int:
+    """How many views the dense head takes at once: as many as 80 % of a GPU's free memory hold, one at least.
 
-
-def free_memory(device: torch.device) -> int:
-    """Bytes to be had on a device: of a GPU, free ones and those that torch has cached; else the host's available RAM."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    with open("/proc/meminfo") as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    Free is what the driver has left and what torch has cached. On a CPU one at a time is as fast as many.
+    """
+    if device.type != "cuda":
+        return 1
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(1, min(num_rows, int(0.8 * free) // bytes_per_row))

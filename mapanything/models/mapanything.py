@@ -27,7 +27,6 @@ from mapanything.models.heads import (
     ScaleHead,
     as_map,
     dense_bytes_per_view,
-    free_memory,
     rows_that_fit,
 )
 from mapanything.models.inputs import check_views, prepare, stack_images
@@ -211,7 +210,7 @@ class MapAnything(GeometricFeatures):
         if minibatch_size is not None:
             return minibatch_size
         need = dense_bytes_per_view(height, width, self.config.heads.dpt_dim)
-        return rows_that_fit(batch * len(views), need, free_memory(self.scale_token.device))
+        return rows_that_fit(batch * len(views), need, self.scale_token.device)
 
     @staticmethod
     def _aligned(prediction: Prediction, prepared: Sequence[dict[str, Any]]) -> Prediction:

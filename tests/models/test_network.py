@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mapanything.models.config import TINY, V1, V1_1, ModelConfig
+from mapanything.models.heads import DPTFeatures, DPTRegressor, dense_bytes_per_view, rows_that_fit
 from mapanything.models.layers import Block, compile_blocks
 from mapanything.models.mapanything import MapAnything
 
@@ -72,6 +74,31 @@ class Calls(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.count += 1
         return func(*args, **(kwargs or {}))
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes of results that were alive at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in self.seen:
+                    self.seen.add(storage.data_ptr())
+                    self.now += storage.nbytes()
+                    weakref.finalize(storage, self.gone, storage.data_ptr(), storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def gone(self, pointer: int, size: int) -> None:
+        self.seen.discard(pointer)
+        self.now -= size
 
 
 @pytest.mark.parametrize(("name", "config"), [("v1.1", V1_1), ("v1", V1)])
@@ -223,3 +250,27 @@ def test_compiled_blocks_give_the_same_for_any_number_of_views():
     torch._dynamo.reset()
     for n, expected in zip((2, 3, 5), plain, strict=True):
         assert torch.allclose(model(images(n))[0]["pts3d"], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_dense_head_takes_as_many_views_as_fit(monkeypatch: pytest.MonkeyPatch):
+    assert rows_that_fit(24, 10**9, torch.device("cpu")) == 1
+    card = torch.device("cuda")
+    for name, value in (
+        ("mem_get_info", (8 * 10**9, 24 * 10**9)),
+        ("memory_reserved", 5 * 10**9),
+        ("memory_allocated", 3 * 10**9),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
+    assert rows_that_fit(24, 10**9, card) == 8  # 80 % of 8 + 5 - 3 GB
+    assert rows_that_fit(4, 10**9, card) == 4
+    assert rows_that_fit(4, 10**12, card) == 1
+
+
+def test_estimate_of_the_dense_heads_memory_is_from_above_and_near():
+    """Live bytes of the real head, counted tensor by tensor."""
+    head = DPTFeatures((96,) * 4, 64, (12, 16, 24, 40)), DPTRegressor(64)
+    maps = [torch.randn(1, 96, 10, 12).contiguous(memory_format=torch.channels_last) for _ in range(4)]
+    with torch.no_grad(), LiveBytes() as live:
+        head[1](head[0](maps))
+    estimate = dense_bytes_per_view(140, 168, 64)
+    assert live.peak <= estimate <= 2.5 * live.peak

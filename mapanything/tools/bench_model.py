@@ -1,9 +1,10 @@
 """What `bench model` measures: the full-size networks with random weights, time and memory by number of views.
 
-On a CPU: seconds of processor time per thread (wall time of a shared machine says little) and peak memory, each case in a
-process of its own, beside upstream's figures for the same case on a CPU of the same kind (2 cores of an AMD EPYC with
-AVX512-BF16, torch 2.13; SPEC §12). On a GPU: passes a second, peak memory and the share of the card's peak rate that is
-used (MFU), beside the published rates of V1.1 on an H200-class card.
+On a CPU, processor seconds per thread (wall time of a shared machine says little) and peak memory, each case in a process
+of its own. The reference runs in turns with ours and does what upstream does besides: its two dense geometric encoders run
+on maps of zeros, and its `infer` takes fp16 for bf16 on a CPU. Upstream's own figures (2 cores of an AMD EPYC with
+AVX512-BF16, torch 2.13; SPEC §12) stand beside it. On a GPU, passes a second, peak memory and the share of the card's peak
+rate that is used (MFU), beside the published rates of V1.1 on an H200-class card.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import torch
@@ -65,9 +66,10 @@ CASES = (
 
 @dataclass(frozen=True)
 class Measured:
-    """A case's processor seconds per thread, wall seconds and peak resident memory."""
+    """Processor seconds per thread of ours and of the reference, ours in wall seconds, and ours in peak resident memory."""
 
     cpu_s: float
+    reference_s: float
     wall_s: float
     peak_gib: float
 
@@ -101,28 +103,41 @@ def views_of(num_views: int, size: tuple[int, int], device: torch.device) -> lis
 
 
 def run_case(case: Case, repeats: int) -> Measured:
-    """Measures one case in this process; the best of `repeats` after a warm-up with the smallest image."""
+    """Measures one case in this process; of each side the best of `repeats`."""
     device = torch.device("cpu")
     model = random_network(case.model, device)
     views = views_of(case.num_views, SIZE, device)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[case.precision]
 
-    def call() -> None:
+    def call(precision: str) -> None:
         if case.call == "infer":
-            model.infer(views)
+            model.infer(views, amp_dtype=precision)
             return
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
         with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             model(views)
 
+    def reference() -> None:
+        with torch.inference_mode():
+            for view in views:
+                model.ray_dirs_encoder(torch.zeros_like(view["img"]))
+                model.depth_encoder(torch.zeros_like(view["img"][:, :1]))
+        call("fp16" if case.call == "infer" else case.precision)
+
     model.infer(views_of(1, (28, 28), device))
-    best: tuple[float, float] | None = None
-    for _ in range(repeats):
-        cpu, wall = time.process_time(), time.perf_counter()
-        call()
-        took = (time.process_time() - cpu) / torch.get_num_threads(), time.perf_counter() - wall
-        best = took if best is None else min(best, took)
-    assert best is not None
-    return Measured(*best, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)  # KiB -> GiB
+    ours, wall = seconds(lambda: call(case.precision))
+    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB -> GiB
+    theirs, _ = seconds(reference)
+    for _ in range(repeats - 1):
+        ours, wall = min((ours, wall), seconds(lambda: call(case.precision)))
+        theirs = min(theirs, seconds(reference)[0])
+    return Measured(ours, theirs, wall, peak_gib)
+
+
+def seconds(call: Callable[[], None]) -> tuple[float, float]:
+    """Processor seconds per thread, and wall seconds."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    call()
+    return (time.process_time() - cpu) / torch.get_num_threads(), time.perf_counter() - wall
 
 
 def measure_cpu(repeats: int) -> Iterator[tuple[Case, Measured]]:

@@ -18,7 +18,8 @@ FROM scratch AS wheels
 FROM ${BASE_IMAGE} AS system
 ARG DEBIAN_SNAPSHOT=
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
-# A dated archive's Release files have expired by design, hence Check-Valid-Until.
+# A dated archive's Release files have expired by design, hence check-valid-until. Left out of the packages, 70 MB in all:
+# manuals and translations (as in Debian's own slim images; licences stay), and GCC's tool for looking into its LTO files.
 # hadolint ignore=DL3008,DL3009
 RUN --mount=type=bind,source=docker/build,target=/mnt \
     touch /tmp/start; \
@@ -28,7 +29,10 @@ RUN --mount=type=bind,source=docker/build,target=/mnt \
     fi; \
     apt-get update -qq; \
     grep -o '^[a-z0-9][^ #]*' /mnt/apt-packages.txt >/tmp/packages; \
-    DEBIAN_FRONTEND=noninteractive xargs -a /tmp/packages apt-get install -y -qq --no-install-recommends >/tmp/apt.log 2>&1 \
+    DEBIAN_FRONTEND=noninteractive xargs -a /tmp/packages apt-get install -y -qq --no-install-recommends \
+        -o DPkg::Options::=--path-exclude='/usr/share/doc/*' -o DPkg::Options::=--path-include='/usr/share/doc/*/copyright' \
+        -o DPkg::Options::=--path-exclude='/usr/share/man/*' -o DPkg::Options::=--path-exclude='/usr/share/locale/*' \
+        -o DPkg::Options::=--path-exclude='/usr/bin/*-lto-dump-*' >/tmp/apt.log 2>&1 \
         || { tail -n 20 /tmp/apt.log >&2; exit 1; }; \
     # The user of a plain `docker run`; compose gives the host's own uid. Any uid may write to the home, the caches and the
     # results that nobody mounted.
@@ -69,9 +73,9 @@ RUN --mount=type=bind,from=wheels,target=/wheels \
     echo /workspace >.venv/lib/python3.11/site-packages/mapanything-repository.pth; \
     .venv/bin/python -m pip --python .venv/bin/python uninstall --quiet --yes pip; \
     find .venv -name __pycache__ -prune -exec rm -rf {} +; \
-    # torch's own C++ tests: 130 MB that nothing here runs.
+    # torch's own C++ tests and protobuf's compiler: 140 MB that nothing here runs.
     rm -rf .venv/lib/python3.11/site-packages/torch/test; \
-    find .venv/lib/python3.11/site-packages/torch/bin -iname '*test*' -delete; \
+    find .venv/lib/python3.11/site-packages/torch/bin \( -iname '*test*' -o -name 'protoc*' \) -delete; \
     # Some packages carry files for newer Pythons, which do not compile: not an error.
     PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0 .venv/bin/python -m compileall -f -q -j 0 --invalidation-mode unchecked-hash -x '/tests?/' .venv || true; \
     install -d /out/opt/mapanything; \
@@ -91,6 +95,7 @@ RUN --mount=type=bind,source=docker/build,target=/mnt \
 
 # ---------------------------------------------------------------------------------------------------------------------
 FROM system AS final
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 ARG TORCH_VARIANT=cuda
 # Whole trees from the root on, so that their folders bring their times along too.
 COPY --from=environment /out/ /
@@ -126,6 +131,13 @@ LABEL org.opencontainers.image.title="mapanything-opv2v" \
       mapanything.torch-variant=$TORCH_VARIANT
 
 WORKDIR /workspace
+# An image cannot hold its own digest; this one goes into every run's manifest (mapanything/environment.py). /etc: the
+# builder has put its own files there for a while.
+RUN --mount=type=bind,source=docker/build,target=/mnt \
+    contents=$(python /mnt/fingerprint.py --digest); \
+    code=$(python -c 'from mapanything.environment import code_sha256; print(code_sha256())'); \
+    printf '{"revision": "%s", "contents": "%s", "code_sha256": "%s"}\n' "$REVISION" "$contents" "$code" >/opt/mapanything/image.json; \
+    touch --date=2000-01-01T00:00:00Z / /etc /opt/mapanything /opt/mapanything/image.json
 USER 1000
 # tini hands signals on and collects what dies, also where nobody passes --init.
 ENTRYPOINT ["tini", "-s", "--", "entrypoint"]

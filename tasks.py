@@ -337,14 +337,16 @@ def test(_: Context, match: str | None = None, jobs: str = "auto") -> None:
     run("-m", "pytest", "-n", jobs, *(["-k", match] if match else []), *after_dashes())
 
 
-@task(help={"fix": "repair and reformat what can be"}, auto_shortflags=False)
-def lint(_: Context, fix: bool = False) -> None:
-    """Checks style, formatting, the locks and the shell scripts."""
+@task(
+    help={"fix": "repair and reformat what can be", "all": "a check whose tool is not to be had is an error, not left out"},
+    auto_shortflags=False,
+)
+def lint(_: Context, fix: bool = False, all: bool = False) -> None:
+    """Checks style, formatting, the locks, the shell scripts, the Dockerfile and the compose file."""
     run("-m", "ruff", "check", *option("fix", fix))
     run("-m", "ruff", "format", *([] if fix else ["--check"]))
     run("-m", "mapanything.tools.lock", "--check")
-    for script in ("invoke", ".ci/run", "docker/entrypoint", "docker/build/set-times"):
-        subprocess.run(["bash", "-n", script], cwd=ROOT, check=True)
+    run("-m", "mapanything.tools.lint", *option("all", all))
 
 
 @task(

@@ -11,9 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mapanything"
-# A room may import itself, `errors`, and what is named here.
+# A room may import itself, what everybody may, and what is named here.
+EVERYBODY = {"errors", "environment"}
 MAY_IMPORT = {
     "errors": set(),
+    "environment": set(),
     "geometry": set(),
     "opv2v": {"geometry"},
     "datasets": {"geometry", "opv2v"},
@@ -54,7 +56,7 @@ def test_imports_run_one_way(name):
         return
     for other in imported(MODULES[name]):
         target = other.split(".")[1] if "." in other else ""
-        assert target in {room, "errors", ""} | MAY_IMPORT[room], f"{name} imports {other}"
+        assert target in {room, "", *EVERYBODY} | MAY_IMPORT[room], f"{name} imports {other}"
 
 
 def test_no_circle():

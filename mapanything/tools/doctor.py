@@ -17,11 +17,13 @@ import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from glob import glob
 from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from mapanything.environment import Fingerprint, fingerprint, in_container
 from mapanything.errors import InputError, run_command
 from mapanything.opv2v.layout import find_splits, list_folders
 from mapanything.tools.lock import requirement_lines
@@ -34,7 +36,8 @@ GIB = 1024**3
 CARD_GIB, SHM_GIB, DISK_GIB = 22, 4, 60  # a "24 GB" card; batches between loader processes; a run's checkpoints
 SUDO = "" if os.geteuid() == 0 else "sudo "
 APT_LINE = f"{SUDO}apt-get update && {SUDO}apt-get install -y libegl1 libgl1 libusb-1.0-0"
-NEW_ENVIRONMENT = "remove .venv and run ./invoke again"
+NEW_ENVIRONMENT = "build the image again" if in_container() else "remove .venv and run ./invoke again"
+TOOLKIT = "install nvidia-container-toolkit, then: nvidia-ctk runtime configure --runtime=docker, and restart docker"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,18 @@ class Row:
     found: str
     wanted: str = ""
     remedy: str = ""
+
+
+def check_identity(found: Fingerprint) -> list[Row]:
+    """What a run's manifest will name; nothing here is good or bad."""
+    commit = found["commit"][:12] if found["commit"] else "no commit known"
+    commit += ", changed since" if found["dirty"] else ""
+    rows = [Row("code", OK, f"{commit} (sha256 {found['code_sha256'][:12]})")]
+    lock = found["lock_sha256"]
+    rows.append(Row("lock", OK, f"sha256 {lock[:12]}" if lock else "not made from a lock"))
+    if found["image_contents"]:
+        rows.append(Row("image", OK, f"contents {found['image_contents'][:19]}"))
+    return rows
 
 
 def check_python(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> list[Row]:
@@ -125,25 +140,37 @@ def check_gpu(driver: str | None, ask: Callable[[], tuple[dict, str]] = lambda: 
         return [Row("torch", FAIL, problem, "can be imported and used", NEW_ENVIRONMENT)]
     wanted = f">= {MIN_DRIVER}"
     if driver is None:
-        remedy = "for training, install NVIDIA's driver (in a container: its toolkit, and ask for the GPUs)"
+        remedy = "for training, install NVIDIA's driver" + (" on the host" if in_container() else "")
         return [Row("NVIDIA driver", WARNING, "none", wanted, remedy)]
     new_enough = int(driver.split(".")[0]) >= MIN_DRIVER
     rows = [Row("NVIDIA driver", OK if new_enough else WARNING, driver, wanted, "" if new_enough else "update the driver")]
     if torch["cuda"] is None:
         remedy = "MAPANYTHING_TORCH=cuda ./invoke doctor" if new_enough else "update the driver, then run ./invoke again"
+        if in_container():
+            remedy = "use the other image: TORCH_VARIANT=cuda in .env" + ("" if new_enough else ", and update the driver")
         return [*rows, Row("CUDA", WARNING, "torch is the CPU variant", "CUDA 13", remedy)]
     if not torch["cards"]:
         remedy = "see nvidia-smi; is CUDA_VISIBLE_DEVICES empty, is the driver loaded?"
-        return [
-            *rows,
-            Row("CUDA", FAIL if new_enough else WARNING, "torch sees no GPU", f"CUDA {torch['cuda']}", remedy),
-        ]
+        status = FAIL if new_enough else WARNING
+        if in_container() and not glob("/dev/nvidia[0-9]*"):
+            # The host's driver shows in every container; the cards only where they were asked for.
+            remedy, status = f"ask for the GPUs: docker compose run --rm gpu; where that fails, on the host {TOOLKIT}", WARNING
+        return [*rows, Row("CUDA", status, "torch sees no GPU", f"CUDA {torch['cuda']}", remedy)]
     rows.append(Row("CUDA", OK, torch["cuda"], "13"))
     for number, (name, memory) in enumerate(torch["cards"]):
         enough = memory >= CARD_GIB * GIB
         remedy = "" if enough else "lower train_params.max_num_of_imgs_per_gpu"
         rows.append(Row(f"GPU {number}", OK if enough else WARNING, f"{name}, {gib(memory)}", "24 GB", remedy))
     return rows
+
+
+def check_docker(driver: str | None, has: Callable[[str], object] = shutil.which) -> list[Row]:
+    """Whether containers on this host get its GPUs; no row where there is no docker or no GPU."""
+    if driver is None or in_container() or not has("docker"):
+        return []
+    if has("nvidia-container-runtime-hook") or has("nvidia-ctk"):
+        return [Row("containers", OK, "NVIDIA container toolkit is there")]
+    return [Row("containers", WARNING, "docker cannot hand in the GPUs", "NVIDIA container toolkit", TOOLKIT)]
 
 
 def gib(size: float) -> str:
@@ -175,12 +202,16 @@ def check_mount(path: Path, option: str) -> Row:
     """One of the two data mounts: where it leads and what lies there."""
     name, wanted = f"data/{path.name}", "link or mount with splits"
     remedy = f"./invoke link-data --{option} DIR"
+    if in_container():
+        remedy = f"mount it: set OPV2V_{option.upper()} in .env (without compose: docker run --volume DIR:{path}:ro)"
     if not os.path.lexists(path):
         return Row(name, WARNING, "not there", wanted, remedy)
     place = f"-> {path.resolve()}: " if path.is_symlink() else ""
     try:
         splits = [f"{split} {len(list_folders(path / split))}" for split in find_splits(path)]
     except InputError as error:
+        if option == "depth" and path.is_dir() and not any(path.iterdir()):
+            remedy = f"make-depth makes depth maps; or {remedy}"
         return Row(name, WARNING, str(error).removeprefix(f"{path}: "), wanted, remedy)
     return Row(name, OK, f"{place}{', '.join(splits)} scenarios", wanted)
 
@@ -221,10 +252,12 @@ def check_rendering(draw: Callable[[], tuple[dict, str]] = lambda: run_python(DR
 
 def examine() -> list[Row]:
     """Every row, in the order of the table. The slow ones run side by side."""
+    driver = read_driver()
     with ThreadPoolExecutor() as pool:
-        gpu, rendering = pool.submit(check_gpu, read_driver()), pool.submit(check_rendering)
+        gpu, rendering = pool.submit(check_gpu, driver), pool.submit(check_rendering)
         rows = [*check_python(), *check_packages()]
-        return [*rows, *gpu.result(), *check_space(), *check_data(), *rendering.result()]
+        data = [*check_docker(driver), *check_space(), *check_data()]
+        return [*check_identity(fingerprint()), *rows, *gpu.result(), *data, *rendering.result()]
 
 
 def table(rows: Iterable[Row]) -> str:
@@ -253,7 +286,7 @@ def main() -> int:
     rows = examine()
     count = {status: sum(row.status == status for row in rows) for status in (OK, WARNING, FAIL)}
     if arguments.json:
-        print(json.dumps({"rows": [asdict(row) for row in rows], "count": count}, indent=1))
+        print(json.dumps({"rows": [asdict(row) for row in rows], "count": count, "fingerprint": fingerprint()}, indent=1))
     else:
         print(table(rows))
         print(f"{count[OK]} ok, {count[WARNING]} warnings, {count[FAIL]} failures")

@@ -3,7 +3,8 @@
 Notable:
 - pip inside the build gets this host's settings (index, proxy, certificates) as build secrets and a folder of local wheels
   as a build context of its own: neither is in the image or its history.
-- `--verify` builds twice without cache and compares what every file is (path, kind, owner, mode, bytes) and every package.
+- What an image holds has a digest (path, kind, owner, mode and bytes of every file), which runs put into their manifest.
+- `--verify` builds twice without cache and compares that, file by file, and every package.
   Layers and the image's digest are compared too and named when they differ; they are equal where the builder dates its
   own entries with SOURCE_DATE_EPOCH, which is the last commit's time.
 """
@@ -24,6 +25,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mapanything.environment import IMAGE_FILE
 from mapanything.errors import InputError, run_command
 
 ROOT = Path(__file__).parents[2]
@@ -32,32 +34,8 @@ VARIANTS = ("cpu", "cuda")
 PIP_SECTIONS = ("global", "install", ":env:")  # from weak to strong
 PIP_KEYS = ("index-url", "extra-index-url", "no-index", "proxy", "trusted-host", "timeout", "default-timeout", "retries")
 
-# Runs in an image, prints what it holds as JSON. What the engine itself puts into a container is left out.
-FINGERPRINT = """
-import hashlib, json, os, stat, subprocess
-from importlib import metadata
-files = {}
-skipped = {"/proc", "/sys", "/dev", "/.dockerenv", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/mtab"}
-def walk(folder):
-    for entry in os.scandir(folder):
-        if entry.path in skipped:
-            continue
-        info = entry.stat(follow_symlinks=False)
-        if entry.is_symlink():
-            content = os.readlink(entry.path)
-        elif stat.S_ISREG(info.st_mode):
-            with open(entry.path, "rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-        else:
-            content = ""
-        files[entry.path] = f"{info.st_mode:o} {info.st_uid}:{info.st_gid} {content}"
-        if entry.is_dir(follow_symlinks=False):
-            walk(entry.path)
-walk("/")
-packages = subprocess.run(["dpkg-query", "-W"], capture_output=True, text=True, check=True).stdout.splitlines()
-packages += [f"{d.metadata['Name']}=={d.version}" for d in metadata.distributions()]
-print(json.dumps({"packages": sorted(packages), "files": files}))
-"""
+# Runs in an image, prints what it holds as JSON.
+LIST_CONTENTS = ROOT / "docker" / "build" / "fingerprint.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +66,7 @@ def need_engine() -> None:
     except FileNotFoundError as error:
         raise InputError("docker is not installed; install Docker Engine with its buildx and compose plugins") from error
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+        said = last_line(done.stderr)
         raise InputError(f"no Docker engine answers ({said}); start it, or check DOCKER_HOST and your membership of its group")
 
 
@@ -147,7 +125,8 @@ def pip_options(wheels: Path | None) -> Iterator[list[str]]:
 
 
 def build_command(variant: str, tag: str, pip: list[str], base: str | None, snapshot: str | None, no_cache: bool) -> list[str]:
-    arguments = {"TORCH_VARIANT": variant, "REVISION": git("describe", "--always", "--dirty", "--abbrev=40") or "unknown"}
+    commit = git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")  # no tag: the bare commit
+    arguments = {"TORCH_VARIANT": variant, "REVISION": commit or "unknown"}
     if base:
         arguments["BASE_IMAGE"] = base
     if snapshot:
@@ -164,7 +143,7 @@ def build_command(variant: str, tag: str, pip: list[str], base: str | None, snap
 def contents(tag: str) -> Contents:
     """Starts a container of the image, as root so that it may read everything, and lists what it holds."""
     inspected = json.loads(docker("image", "inspect", tag, stdout=subprocess.PIPE).stdout)[0]
-    python = ["run", "--rm", "--network=none", "--user=0", "--entrypoint=python", tag, "-c", FINGERPRINT]
+    python = ["run", "--rm", "--network=none", "--user=0", "--entrypoint=python", tag, "-c", LIST_CONTENTS.read_text("utf-8")]
     listed = json.loads(docker(*python, stdout=subprocess.PIPE).stdout)
     return Contents(inspected["Id"], inspected["RootFS"]["Layers"], listed["packages"], listed["files"])
 
@@ -209,9 +188,10 @@ def verify(variant: str, build: list[list[str]], tags: list[str]) -> int:
 def save(tag: str, target: Path) -> None:
     """Writes the image to a file that `--load` and `docker load` read; packed where the name ends in .gz."""
     aside = target.with_name(f".{target.name}.{os.getpid()}")
+    pipe = subprocess.PIPE
     try:
-        with aside.open("wb") as file, subprocess.Popen(["docker", "save", tag], stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
+        with aside.open("wb") as file, subprocess.Popen(["docker", "save", tag], stdout=pipe, stderr=pipe) as process:
+            assert process.stdout is not None and process.stderr is not None
             if target.suffix == ".gz":
                 with gzip.GzipFile(filename="", fileobj=file, mode="wb", compresslevel=3, mtime=0) as packed:
                     shutil.copyfileobj(process.stdout, packed, 1 << 20)
@@ -219,14 +199,28 @@ def save(tag: str, target: Path) -> None:
                 shutil.copyfileobj(process.stdout, file, 1 << 20)
             file.flush()
             os.fsync(file.fileno())
+            said = last_line(process.stderr.read().decode(errors="replace"))
         if process.returncode:
-            raise InputError(f"docker save {tag} failed with exit code {process.returncode}, see above")
+            raise InputError(f"{target}: not written, docker save {tag} failed ({said})")
         aside.replace(target)
     except OSError as error:
         raise InputError(f"{target}: can't be written ({error.strerror or error}); free space or fix permissions") from error
     finally:
         aside.unlink(missing_ok=True)
     print(f"{target}: {tag}, {target.stat().st_size / 1e9:.2f} GB; on the other host: ./invoke image --load {target.name}")
+
+
+def load(source: Path) -> None:
+    """Takes an image from a file that `save` wrote; docker takes all of it or nothing."""
+    done = subprocess.run(["docker", "load", "--input", str(source)], capture_output=True, text=True)
+    if done.returncode:
+        said = last_line(done.stderr)
+        raise InputError(f"{source}: docker can't load it ({said}); was it copied whole, and has docker's disk room for it?")
+    print(done.stdout.strip())
+
+
+def last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["it did not say why"])[-1]
 
 
 def main() -> int:
@@ -248,7 +242,7 @@ def main() -> int:
         raise InputError(f"{args.save.parent}: is no folder; make it or save elsewhere")
     need_engine()
     if args.load is not None:
-        docker("load", "--input", str(args.load))
+        load(args.load)
         return 0
     tag = args.tag or f"{NAME}:{args.variant}"
     with pip_options(args.wheels) as pip:
@@ -258,7 +252,9 @@ def main() -> int:
             return verify(args.variant, build, tags)
         docker(*build_command(args.variant, tag, pip, args.base, args.snapshot, args.no_cache), stdout=sys.stderr)
     size = int(docker("image", "inspect", "--format", "{{.Size}}", tag, stdout=subprocess.PIPE).stdout)
-    print(f"{tag}: {size / 1e9:.2f} GB")
+    read = ["run", "--rm", "--network=none", "--entrypoint=cat", tag, str(IMAGE_FILE)]
+    made = json.loads(docker(*read, stdout=subprocess.PIPE).stdout)
+    print(f"{tag}: {size / 1e9:.2f} GB, contents {made['contents']}")
     if args.save is not None:
         save(tag, args.save)
     return 0

@@ -15,12 +15,13 @@ REPOSITORY = Path(__file__).parents[2]
 SAMPLE = REPOSITORY / "tests" / "fixtures" / "sample_opv2v"
 UID = 1234 if os.geteuid() == 0 else os.getuid()  # another user than the image's own
 VARIABLES = ("OPV2V_", "HOST_", "TORCH_VARIANT", "MAPANYTHING_", "EXPERIMENTS", "CHECKPOINTS", "VISUALIZATION_", "COMPOSE_")
+VARIABLES += ("TENSORBOARD_", "CUDA_VISIBLE_DEVICES")
 
 
-def docker(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+def docker(*arguments: str, timeout_s: float = 300, **options: object) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(VARIABLES)}
     return subprocess.run(
-        ["docker", *arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300, **options
+        ["docker", *arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=timeout_s, **options
     )  # type: ignore[call-overload]
 
 
@@ -44,11 +45,14 @@ class Host:
     env_file: Path
     project: str
 
-    def compose(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return docker("compose", "--project-name", self.project, "--env-file", str(self.env_file), *arguments)
+    def compose(self, *arguments: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+        command = ["compose", "--project-name", self.project, "--env-file", str(self.env_file), *arguments]
+        return docker(*command, timeout_s=timeout_s)
 
-    def run(self, service: str, *arguments: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-        return self.compose("run", "--rm", "-T", *options, service, *arguments)
+    def run(
+        self, service: str, *arguments: str, options: tuple[str, ...] = (), timeout_s: float = 300
+    ) -> subprocess.CompletedProcess[str]:
+        return self.compose("run", "--rm", "-T", *options, service, *arguments, timeout_s=timeout_s)
 
     def shell(self, service: str, script: str) -> subprocess.CompletedProcess[str]:
         """A shell line in a service, without its entrypoint."""

@@ -253,7 +253,8 @@ def test_real_yaml_lacks_every_image_and_cloud(real_yaml_root: Path) -> None:
 def test_real_cloud_that_is_misplaced(real_root: Path, tmp_path: Path, turn: tuple[int, int, int]) -> None:
     for agent in sorted(real_root.glob("*/*/[0-9]*")):
         root = tmp_path / agent.name
-        shutil.copytree(agent, root / "train" / "s" / agent.name)
+        # Not the modes: the real files may be read-only.
+        shutil.copytree(agent, root / "train" / "s" / agent.name, copy_function=shutil.copyfile)
         sample = Sample.__new__(Sample)
         for sample.pcd in sorted(root.glob("*/*/*/*.pcd")):
             sample.edit_points(lambda points: points * np.array(turn))

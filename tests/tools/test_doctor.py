@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from glob import glob
 from pathlib import Path
 
 import pytest
 
+from mapanything.environment import fingerprint
 from mapanything.tools import doctor
 from mapanything.tools.doctor import FAIL, GIB, OK, WARNING, Row
 
 CARD = ["NVIDIA GeForce RTX 3090", 24 * GIB]
+
+
+@pytest.fixture(autouse=True)
+def _on_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests run in the image as well; what is said in containers is asked for where it is tested."""
+    monkeypatch.delenv("MAPANYTHING_CONTAINER", raising=False)
 
 
 def status(rows: list[Row]) -> dict[str, str]:
@@ -79,7 +87,59 @@ def test_data_mounts(tmp_path: Path) -> None:
     assert depth.status == WARNING
     assert "unmounted" in depth.found
     assert depth.remedy == "./invoke link-data --depth DIR"
+    (data / "opv2v_depth").unlink()
+    (data / "opv2v_depth").mkdir()
+    assert doctor.check_data(tmp_path)[1].remedy == "make-depth makes depth maps; or ./invoke link-data --depth DIR"
     assert [row.status for row in doctor.check_data(tmp_path / "nothing")] == [WARNING, WARNING]
+
+
+def test_in_a_container_data_is_mounted_not_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAPANYTHING_CONTAINER", "1")
+    (tmp_path / "data/opv2v_depth").mkdir(parents=True)
+    images, depth = doctor.check_data(tmp_path)
+    assert (images.status, depth.status) == (WARNING, WARNING)
+    assert images.remedy.startswith("mount it: set OPV2V_IMAGES in .env")
+    assert depth.remedy.startswith("make-depth makes depth maps; or mount it: set OPV2V_DEPTH in .env")
+    assert "link-data" not in images.remedy + depth.remedy
+    (row,) = [row for row in doctor.check_gpu("580.1", lambda: ({"cuda": None, "cards": []}, "")) if row.name == "CUDA"]
+    assert "TORCH_VARIANT=cuda in .env" in row.remedy
+
+
+@pytest.mark.skipif(bool(glob("/dev/nvidia[0-9]*")), reason="has a GPU")
+def test_in_a_container_cards_must_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAPANYTHING_CONTAINER", "1")
+    row = doctor.check_gpu("580.95.05", lambda: ({"cuda": "13.0", "cards": []}, ""))[-1]
+    assert (row.name, row.status) == ("CUDA", WARNING)
+    assert "docker compose run --rm gpu" in row.remedy
+    assert "install nvidia-container-toolkit" in row.remedy
+
+
+@pytest.mark.parametrize(
+    ("driver", "programs", "expected"),
+    [
+        (None, {"docker"}, []),
+        ("580.1", set(), []),
+        ("580.1", {"docker"}, [WARNING]),
+        ("580.1", {"docker", "nvidia-ctk"}, [OK]),
+        ("580.1", {"docker", "nvidia-container-runtime-hook"}, [OK]),
+    ],
+)
+def test_docker_without_the_toolkit(driver: str | None, programs: set[str], expected: list[str]) -> None:
+    rows = doctor.check_docker(driver, programs.__contains__)
+    assert [row.status for row in rows] == expected
+    assert all("install nvidia-container-toolkit" in row.remedy for row in rows if row.status != OK)
+
+
+def test_identity_is_what_a_manifest_names() -> None:
+    found = fingerprint() | {"commit": "c" * 40, "dirty": True, "code_sha256": "d" * 64, "lock_sha256": "e" * 64}
+    shown = {row.name: row.found for row in doctor.check_identity(found | {"image_contents": "sha256:" + "f" * 64})}
+    assert shown == {
+        "code": f"{'c' * 12}, changed since (sha256 {'d' * 12})",
+        "lock": f"sha256 {'e' * 12}",
+        "image": f"contents sha256:{'f' * 12}",
+    }
+    unknown = doctor.check_identity(found | {"commit": None, "dirty": None, "lock_sha256": None, "image_contents": None})
+    assert [row.found for row in unknown] == [f"no commit known (sha256 {'d' * 12})", "not made from a lock"]
 
 
 def test_rendering_draws_a_picture() -> None:
@@ -124,6 +184,7 @@ def test_exit_code_and_json(
     told = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in told["rows"]] == ["numpy", "matplotlib", "thing"]
     assert sum(told["count"].values()) == 3
+    assert told["fingerprint"] == fingerprint()
     monkeypatch.setattr(sys, "argv", ["doctor"])
     assert doctor.main() == exit_code
     table = capsys.readouterr().out

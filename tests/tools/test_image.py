@@ -22,7 +22,9 @@ case $1 in
     version) if [[ -n ${FAKE_DOWN:-} ]]; then echo 'Cannot connect to the Docker daemon.' >&2; exit 1; fi; echo 26 ;;
     buildx) exit "${FAKE_BUILD:-0}" ;;
     image) echo 1500000000 ;;
-    save) printf 'an image'; exit "${FAKE_SAVE:-0}" ;;
+    run) echo '{"contents": "sha256:abc"}' ;;
+    load) if [[ -n ${FAKE_LOAD:-} ]]; then echo "$FAKE_LOAD" >&2; exit 1; fi; echo 'Loaded image: it' ;;
+    save) if [[ -n ${FAKE_SAVE:-} ]]; then echo 'Error: no such image' >&2; fi; printf 'an image'; exit "${FAKE_SAVE:-0}" ;;
 esac
 """
 
@@ -55,7 +57,7 @@ def test_task_takes_the_modules_options() -> None:
 def test_build_names_variant_revision_and_time(docker: Path) -> None:
     done = call("--variant", "cpu")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "mapanything-opv2v:cpu: 1.50 GB\n"
+    assert done.stdout == "mapanything-opv2v:cpu: 1.50 GB, contents sha256:abc\n"
     (build,) = [line for line in docker.read_text().splitlines() if line.startswith("buildx")]
     assert "--tag mapanything-opv2v:cpu" in build
     assert "--build-arg TORCH_VARIANT=cpu" in build
@@ -131,7 +133,9 @@ def test_save_writes_a_whole_file_or_none(docker: Path, tmp_path: Path, name: st
     folder = tmp_path / "out"
     folder.mkdir()
     target = folder / name
-    assert call("--save", str(target), FAKE_SAVE="1").returncode == 2
+    failed = call("--save", str(target), FAKE_SAVE="1")
+    assert failed.returncode == 2
+    assert f"error: {target}: not written, docker save mapanything-opv2v:cuda failed (Error: no such image)\n" in failed.stderr
     assert list(folder.iterdir()) == []
     assert call("--save", str(target)).returncode == 0
     data = target.read_bytes()
@@ -139,11 +143,26 @@ def test_save_writes_a_whole_file_or_none(docker: Path, tmp_path: Path, name: st
     assert list(folder.iterdir()) == [target]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is always full")
+def test_save_to_a_full_disk(docker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    target = tmp_path / "image.tar"
+    # The file that is written aside is on a full disk.
+    (tmp_path / f".image.tar.{os.getpid()}").symlink_to("/dev/full")
+    with pytest.raises(InputError, match=r"image\.tar: can't be written \(No space left on device\); free space"):
+        image.save("a:b", target)
+    assert not list(tmp_path.glob("*image.tar*"))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_load_builds_nothing(docker: Path, tmp_path: Path) -> None:
     saved = tmp_path / "image.tar"
     saved.write_bytes(b"an image")
-    assert call("--load", str(saved)).returncode == 0
+    done = call("--load", str(saved))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Loaded image: it\n", "")
     assert docker.read_text().splitlines()[1:] == [f"load --input {saved}"]
+    broken = call("--load", str(saved), FAKE_LOAD="noise\nunexpected EOF")
+    assert (broken.returncode, broken.stdout, broken.stderr.count("\n")) == (2, "", 1)
+    assert f"{saved}: docker can't load it (unexpected EOF); was it copied whole" in broken.stderr
 
 
 def test_differences_name_packages_and_files() -> None:
@@ -157,10 +176,6 @@ def test_differences_name_packages_and_files() -> None:
         "/b: 100644 0:0 1 / not there",
         "/c: not there / 120777 0:0 a",
     ]
-
-
-def test_fingerprint_reads_this_interpreter() -> None:
-    compile(image.FINGERPRINT, "fingerprint", "exec")
 
 
 def test_verify_wants_two_builds_without_cache(monkeypatch: pytest.MonkeyPatch) -> None:

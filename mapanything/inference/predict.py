@@ -1,0 +1,154 @@
+"""From a sample of a data set to a prediction: the only door between ground truth and the network.
+
+A sample holds what it is later measured with: depth, poses, points. `scene_views` builds new dictionaries with what was
+asked for and nothing else, so what is not an input cannot leak into a prediction: it is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mapanything.errors import InputError
+from mapanything.geometry.rigid import invert, matrix_from_quat, quat_from_matrix
+from mapanything.models.mapanything import MapAnything
+from mapanything.models.postprocess import Prediction
+
+__all__ = ["IMAGES", "USES", "Prediction", "Reconstruction", "parse_inputs", "predict_scene", "reconstruct", "scene_views"]
+
+# What may be an input, and the entries of a sample's view that it is made of.
+USES: dict[str, tuple[str, ...]] = {
+    "images": ("img", "data_norm_type"),
+    "intrinsics": ("camera_intrinsics",),
+    "poses": ("camera_pose",),
+    "depth": ("pts3d_cam", "valid_mask"),
+}
+IMAGES = frozenset({"images"})
+# Views that the dense head takes at a time. Fixed, because the network's own choice follows the free memory and the last
+# bits of a result follow the choice: two runs would differ.
+VIEWS_AT_ONCE = {"cpu": 1, "cuda": 4}
+
+
+def parse_inputs(names: str | Iterable[str]) -> frozenset[str]:
+    """`images,intrinsics` (or several such names) as a set.
+
+    Raises:
+        InputError: an unknown name, no images, or depth without the intrinsics that make points of it.
+    """
+    text = [names] if isinstance(names, str) else list(names)
+    inputs = frozenset(name.strip() for part in text for name in part.split(",") if name.strip())
+    unknown = sorted(inputs - USES.keys())
+    if unknown:
+        raise InputError(f"inputs: unknown '{unknown[0]}'; there are {', '.join(USES)}")
+    if "images" not in inputs:
+        raise InputError("inputs: the network always sees the images; name images, and what else it may see")
+    if "depth" in inputs and "intrinsics" not in inputs:
+        raise InputError("inputs: depth needs intrinsics, which say along which rays it lies")
+    return inputs
+
+
+def scene_views(
+    sample: Sequence[Mapping[str, Any]], inputs: Iterable[str] = IMAGES, vehicle_id: bool = False
+) -> list[dict[str, Any]]:
+    """What the network may see of a sample, for `model.predict`; a batch of one.
+
+    Args:
+        sample: views of `OPV2VDataset[i]` or `Scene.views`, not collated.
+        inputs: names of `USES`.
+        vehicle_id: tell which views come from one vehicle; only for a model with vehicle ID.
+
+    Returns:
+        One dictionary per view: img (1, 3, H, W), data_norm_type; intrinsics (1, 3, 3), camera_poses (1, 4, 4) and depth_z
+        (1, H, W), 0 unknown, as `inputs` names them; agent_id (1,) with `vehicle_id`. A view without known depth has no
+        depth_z.
+    """
+    inputs = parse_inputs(inputs)
+    views = []
+    for view in sample:
+        out: dict[str, Any] = {"img": view["img"][None], "data_norm_type": [view["data_norm_type"]]}
+        if "intrinsics" in inputs:
+            out["intrinsics"] = view["camera_intrinsics"][None]
+        if "poses" in inputs:
+            out["camera_poses"] = view["camera_pose"][None]
+        if "depth" in inputs and bool(view["valid_mask"].any()):
+            out["depth_z"] = torch.where(view["valid_mask"], view["pts3d_cam"][..., 2], 0.0)[None]
+        if vehicle_id:
+            out["agent_id"] = torch.tensor([int(view["agent_id"])])
+        views.append(out)
+    return views
+
+
+def predict_scene(
+    model: MapAnything, sample: Sequence[Mapping[str, Any]], inputs: Iterable[str] = IMAGES, **options: Any
+) -> Prediction:
+    """The model's prediction of one sample (B = 1), on the model's device, unmasked.
+
+    Args:
+        options: `MapAnything.predict`'s, such as use_amp and amp_dtype.
+    """
+    device = next(model.parameters()).device
+    options = {"minibatch_size": VIEWS_AT_ONCE.get(device.type, 1)} | options
+    return model.predict(scene_views(sample, inputs, vehicle_id=model.vehicle_id is not None), **options)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reconstruction:
+    """One scene's prediction on the CPU. Its world is view 0's camera: the network only nearly puts it there, so every pose
+    is taken relative to the one it gave view 0. OpenCV axes, metres.
+
+    Attributes:
+        points_cam: (V, H, W, 3) float32, each view's points in its own camera's frame; z is the z-depth.
+        view0_from_camera: (V, 4, 4) float64; [0] is the identity.
+        intrinsics: (V, 3, 3) float64 of the (resized, cropped) images, pixel centres at integer coordinates.
+        mask: (V, H, W) bool, what to trust; points that are not finite are never in it.
+        conf: (V, H, W) float32, 1 and more.
+        colours: (V, H, W, 3) uint8 RGB.
+        metric_scaling_factor: of the network, relative to its normalised scene; not an error of scale.
+    """
+
+    points_cam: NDArray[np.float32]
+    view0_from_camera: NDArray[np.float64]
+    intrinsics: NDArray[np.float64]
+    mask: NDArray[np.bool_]
+    conf: NDArray[np.float32]
+    colours: NDArray[np.uint8]
+    metric_scaling_factor: float
+
+    @property
+    def depth_z(self) -> NDArray[np.float32]:
+        """(V, H, W) z-depth, unmasked."""
+        return self.points_cam[..., 2]
+
+    def points(self, world_from_view0: NDArray[np.float64]) -> NDArray[np.float32]:
+        """(V, H, W, 3) points of all views, unmasked, in the world that view 0's known pose `world_from_view0` leads to."""
+        out = np.empty_like(self.points_cam)
+        for points, moved, pose in zip(self.points_cam, out, world_from_view0 @ self.view0_from_camera, strict=True):
+            # One product of float32 per view; offsets are those of a rig and its neighbours, so float32 loses micrometres.
+            np.matmul(points.reshape(-1, 3), pose[:3, :3].T.astype(np.float32), out=moved.reshape(-1, 3))
+            moved += pose[:3, 3].astype(np.float32)
+        return out
+
+
+def reconstruct(prediction: Prediction, scene: int = 0) -> Reconstruction:
+    """One scene of a batch of predictions, brought to the CPU; a prediction without mask counts as trusted everywhere."""
+    points = prediction.pts3d_cam[scene].float()
+    mask = points.isfinite().all(-1)
+    if prediction.mask is not None:
+        mask = mask & prediction.mask[scene, ..., 0]
+    poses = prediction.camera_poses[scene].double().cpu().numpy()
+    # Through float32 a rotation is one only nearly, and `invert` takes it at its word.
+    poses[:, :3, :3] = matrix_from_quat(quat_from_matrix(poses))
+    return Reconstruction(
+        points_cam=points.cpu().numpy(),
+        view0_from_camera=invert(poses[0]) @ poses,
+        intrinsics=prediction.intrinsics[scene].double().cpu().numpy(),
+        mask=mask.cpu().numpy(),
+        conf=prediction.conf[scene].float().cpu().numpy(),
+        colours=(prediction.img_no_norm[scene] * 255).round().to(torch.uint8).cpu().numpy(),
+        metric_scaling_factor=float(prediction.metric_scaling_factor[scene]),
+    )

@@ -1,0 +1,294 @@
+"""Which scenes a selection means, and one scene as a sample: no index of a whole split, no more than one scene in memory.
+
+A scene is one vehicle at one timestamp (`single`), or all chosen vehicles of a timestamp (`coop`). Which views it has
+follows from the images alone, never from the ground truth that happens to lie beside them.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mapanything.datasets.views import check_resolution, make_view
+from mapanything.errors import InputError
+from mapanything.geometry.rigid import invert
+from mapanything.opv2v.depth import clean_depth, read_depth
+from mapanything.opv2v.frame import read_frame
+from mapanything.opv2v.layout import (
+    CAMERA,
+    YAML,
+    AgentFolder,
+    DepthLayout,
+    FrameKey,
+    FramePaths,
+    Selection,
+    agent_order,
+    is_folder,
+    is_rsu,
+    scan,
+)
+from mapanything.opv2v.png import read_image
+
+MAIN_AGENT = "641"  # of the group's notes, wherever it is there
+RESOLUTION = {"single": (518, 392), "coop": (448, 252)}  # of the stages of training
+_RANGE = re.compile(r"(\d+)-(\d+)\Z", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class SceneKey:
+    """The name of a scene and what is seen in it.
+
+    Attributes:
+        agents: the main agent first, the others in OpenCOOD's order.
+        cameras: of each agent, those that give a view.
+    """
+
+    split: str
+    scenario: str
+    frame: str
+    agents: tuple[str, ...]
+    cameras: tuple[tuple[int, ...], ...]
+
+    @property
+    def main_agent(self) -> str:
+        return self.agents[0]
+
+    @property
+    def views(self) -> list[tuple[str, int]]:
+        """(agent, camera) of every view, in order."""
+        return [(agent, k) for agent, cameras in zip(self.agents, self.cameras, strict=True) for k in cameras]
+
+    def of(self, agent: str) -> FrameKey:
+        return FrameKey(self.split, self.scenario, agent, self.frame)
+
+    def __str__(self) -> str:
+        return str(self.of(self.main_agent))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scene:
+    """One scene as a sample.
+
+    Attributes:
+        views: as `OPV2VDataset` gives them, with whatever ground truth there is; `valid_mask` is empty where there is none.
+        world_from_lidar: (4, 4) of the main agent, OpenCV axes. Its LiDAR frame is the world of `views`.
+        lidar_from_camera: (V, 4, 4) of all views, OpenCV axes. [0] is a calibration of the main agent's rig; the others
+            are ground truth.
+        lidar_path: the main agent's cloud; may be missing.
+    """
+
+    key: SceneKey
+    views: list[dict[str, Any]]
+    world_from_lidar: NDArray[np.float64]
+    lidar_from_camera: NDArray[np.float64]
+    lidar_path: Path
+
+    @property
+    def lidar_from_view0(self) -> NDArray[np.float64]:
+        """(4, 4): how the camera of view 0 is mounted, which is all that leads from a prediction to the LiDAR's frame."""
+        return self.lidar_from_camera[0]
+
+
+def find_scenes(
+    root: Path,
+    selection: Selection | None = None,
+    mode: str = "single",
+    *,
+    num_views: int | None = None,
+    min_agents: int = 1,
+    main_agent: str | None = MAIN_AGENT,
+    limit: int | None = None,
+) -> list[SceneKey]:
+    """The scenes of a selection, in a fixed order: names only, no file is opened.
+
+    Args:
+        selection: frames may be ranges too, `000069-000080`: whatever lies between, both ends included.
+        mode: single or coop. In coop the selection's agents are those that take part.
+        num_views: most views of a scene, whole vehicles first as in training; None: all cameras.
+        min_agents: coop scenes with fewer vehicles are left out.
+        main_agent: the main agent of coop scenes where it is there; else the first vehicle.
+        limit: only the first so many scenes.
+
+    Raises:
+        InputError: names of the selection that are not there, or no scene at all.
+    """
+    if mode not in RESOLUTION:
+        raise InputError(f"mode '{mode}': give single or coop")
+    if num_views is not None and num_views < min_agents:
+        raise InputError(f"num_views={num_views}: each of the {min_agents} agents gives a view at least")
+    incomplete: list[str] = []
+    grouped = groupby(_folders(root, selection or Selection()), key=lambda folder: (folder.split, folder.scenario))
+    keys: list[SceneKey] = []
+    for (split, scenario), folders in grouped:
+        frames: dict[str, dict[str, tuple[int, ...]]] = {}
+        single: list[tuple[str, str, tuple[int, ...]]] = []
+        for folder in folders:
+            for frame, bits in folder.frames.items():
+                cameras = tuple(k for k, bit in enumerate(CAMERA) if bits & bit)
+                if not (bits & YAML and cameras):
+                    incomplete.append(str(folder.key(frame)))
+                    continue
+                single.append((folder.agent, frame, cameras))
+                frames.setdefault(frame, {})[folder.agent] = cameras
+        if mode == "single":
+            keys += [SceneKey(split, scenario, f, (a,), (c[:num_views],)) for a, f, c in single]
+            continue
+        for frame, agents in sorted(frames.items()):
+            if len(agents) >= min_agents:
+                keys.append(_coop_scene(SceneKey(split, scenario, frame, (), ()), agents, num_views, min_agents, main_agent))
+    if incomplete:
+        warnings.warn(
+            f"{root}: {len(incomplete)} agent-frames have no YAML or no image, the first is {incomplete[0]}; they are left "
+            "out, `invoke check-data` names them all",
+            stacklevel=2,
+        )
+    if not keys:
+        enough = f" with {min_agents} agents or more" if min_agents > 1 else ""
+        raise InputError(
+            f"{root}: no scene{enough} in this selection has a YAML and an image; `invoke tree` lists what is there"
+        )
+    return keys[:limit]
+
+
+def _coop_scene(
+    key: SceneKey, agents: dict[str, tuple[int, ...]], num_views: int | None, min_agents: int, main_agent: str | None
+) -> SceneKey:
+    names = sorted(agents, key=agent_order)
+    main = main_agent if main_agent in agents else next((name for name in names if not is_rsu(name)), names[0])
+    chosen: dict[str, tuple[int, ...]] = {}
+    left = sum(map(len, agents.values())) if num_views is None else num_views
+    for position, name in enumerate([main, *(name for name in names if name != main)]):
+        owed = max(0, min_agents - position - 1)  # a view for each further agent that there must be
+        chosen[name] = agents[name][: left - owed]
+        left -= len(chosen[name])
+        if left == 0:
+            break
+    return replace(key, agents=tuple(chosen), cameras=tuple(chosen.values()))
+
+
+def _folders(root: Path, selection: Selection) -> Iterator[AgentFolder]:
+    """As `scan`, for a selection whose frames may be ranges."""
+    ranges = {text: (int(m[1]), int(m[2])) for text in selection.frames if (m := _RANGE.match(text))}
+    if not ranges:
+        yield from scan(root, selection)
+        return
+    names = set(selection.frames) - ranges.keys()
+    seen: set[str] = set()
+    for folder in scan(root, replace(selection, frames=())):
+        kept = {}
+        for frame, bits in folder.frames.items():
+            hits = {text for text, (first, last) in ranges.items() if first <= int(frame) <= last} | ({frame} & names)
+            seen |= hits
+            if hits:
+                kept[frame] = bits
+        folder.frames = kept
+        yield folder
+    for text in selection.frames:
+        if text not in seen:
+            raise InputError(f"{root}: no frame '{text}' in this selection; `invoke tree` lists what is there")
+
+
+def depth_layout(depth_root: Path | None) -> DepthLayout | None:
+    """The depth maps below a root, in the usual pattern; InputError where the root is not there."""
+    if depth_root is None:
+        return None
+    if not is_folder(depth_root):
+        raise InputError(f"{depth_root}: no such depth folder; `invoke make-depth` makes one, `link-data` links it")
+    return DepthLayout(depth_root)
+
+
+def load_scene(
+    root: Path, depth: DepthLayout | None, key: SceneKey, resolution: tuple[int, int], need_depth: bool = False
+) -> Scene:
+    """Reads a scene.
+
+    Args:
+        depth: None, or a map that is missing: nothing is known there, and the view stays.
+        resolution: (W, H), multiples of 14.
+        need_depth: a missing map is an error.
+
+    Raises:
+        InputError: a file is missing, broken or contradicts another.
+    """
+    frames = {agent: read_frame(FramePaths(root, key.of(agent)).yaml) for agent in key.agents}
+    world_from_lidar = frames[key.main_agent].world_from_lidar
+    lidar_from_world = invert(world_from_lidar)
+    views, poses = [], []
+    for agent, k in key.views:
+        paths, frame = FramePaths(root, key.of(agent)), frames[agent]
+        camera = next((camera for camera in frame.cameras if camera.index == k), None)
+        if camera is None:
+            raise InputError(f"{paths.yaml}: camera{k} is missing, but its image is there; restore the file")
+        image = read_image(paths.image(k))
+        pose = lidar_from_world @ camera.world_from_camera
+        view = make_view(image, _depth(depth, key.of(agent), k, image, need_depth), camera.cv_intrinsics, pose, resolution)
+        poses.append(pose)
+        views.append(
+            view
+            | {
+                "agent": agent,
+                "camera": f"camera{k}",
+                "instance": f"{agent}_{key.frame}_camera{k}",
+                "dataset": "OPV2V",
+                "is_metric_scale": True,
+                "is_synthetic": True,
+                "agent_id": key.agents.index(agent),
+                "label": str(key),
+            }
+        )
+    lidar_path = FramePaths(root, key.of(key.main_agent)).pcd
+    return Scene(key, views, world_from_lidar, np.stack(poses), lidar_path)
+
+
+def _depth(
+    layout: DepthLayout | None, key: FrameKey, camera: int, image: NDArray[np.uint8], needed: bool
+) -> NDArray[np.float32] | None:
+    path = None if layout is None else layout.path(key, camera)
+    if path is None or not path.exists():
+        if needed:
+            raise InputError(f"{path or key}: no depth map, but depth is an input; `invoke make-depth` makes them")
+        return None
+    depth = clean_depth(read_depth(path))
+    if depth.shape != image.shape[:2]:
+        raise InputError(f"{path}: is {depth.shape[1]}x{depth.shape[0]} but its image {image.shape[1]}x{image.shape[0]}")
+    return depth
+
+
+def scenes(
+    root: Path,
+    depth_root: Path | None = None,
+    selection: Selection | None = None,
+    mode: str = "single",
+    resolution: tuple[int, int] | None = None,
+    *,
+    need_depth: bool = False,
+    on_error: Callable[[SceneKey, InputError], None] | None = None,
+    **options: Any,
+) -> Iterator[Scene]:
+    """The scenes of a selection one after the other, in a fixed order.
+
+    Args:
+        resolution: (W, H); None: the mode's, `RESOLUTION`.
+        on_error: told of a scene that can't be read, which is then left out; None: it ends the stream.
+        options: see `find_scenes`.
+    """
+    keys = find_scenes(root, selection, mode, **options)
+    size = check_resolution(RESOLUTION[mode] if resolution is None else list(resolution))
+    depth = depth_layout(depth_root)
+    for key in keys:
+        try:
+            scene = load_scene(root, depth, key, size, need_depth)
+        except InputError as error:
+            if on_error is None:
+                raise
+            on_error(key, error)
+            continue
+        yield scene

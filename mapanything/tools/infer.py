@@ -1,0 +1,245 @@
+"""Checkpoint + frames -> depth, masks, point clouds and poses: `python -m mapanything.tools.infer --checkpoint C`.
+
+The network sees the images only, unless --inputs says otherwise; every output records what it saw. A run that was stopped
+goes on where it stopped. What is written, in which frame: docs/inference.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mapanything.errors import InputError, run_command
+from mapanything.inference.clouds import CLOUD_FROM_CV, ENCODERS
+from mapanything.tools.options import DEPTH, add_data_options, selection
+
+AMP = ("auto", "bf16", "fp16", "fp32")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="infer",
+        description=__doc__.split("\n\n")[0],
+        epilog="--frame takes ranges too: --frame 000069-000080,000100. What exists already is skipped.",
+    )
+    add_data_options(parser, f"depth maps, only read where depth is an input (default: {DEPTH})")
+    parser.add_argument("--agents", action="append", dest="agent", metavar="NAME", default=[],
+                        help="the same as --agent; with --coop the vehicles that take part")  # fmt: skip
+    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N scenes of the selection")
+    parser.add_argument("--coop", action="store_true", help="all (chosen) vehicles of a timestamp as one scene")
+    parser.add_argument("--main-agent", "--main_agent", default=None, metavar="NAME",
+                        help="with --coop, the vehicle whose LiDAR frame it is (default: 641, else the first)")  # fmt: skip
+    parser.add_argument("--num-views", "--num_views", type=_positive, metavar="N",
+                        help="most views of a scene, whole vehicles first (default: all cameras)")  # fmt: skip
+    parser.add_argument("--checkpoint", type=Path, metavar="PATH",
+                        help=".pth, .safetensors or a folder with config.json; the network is the one it holds")  # fmt: skip
+    parser.add_argument("--inputs", default="images", metavar="LIST",
+                        help="what the network sees: images, and of intrinsics,poses,depth what is named")  # fmt: skip
+    parser.add_argument("--resolution", nargs="+", metavar="N",
+                        help="width and height, multiples of 14 (default: 518 392; with --coop 448 252)")  # fmt: skip
+    parser.add_argument("--save-pred-dir", "--save_pred_dir", "--out", type=Path, metavar="DIR",
+                        help="where the results go (default: visualization_outputs/<date>/predictions)")  # fmt: skip
+    parser.add_argument("--cloud", default="pcd", metavar="LIST",
+                        help=f"kinds of point cloud, of {','.join(ENCODERS)}, or none (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--frame-of", "--frame_of", choices=CLOUD_FROM_CV, default="opv2v",
+                        help="axes of the clouds: opv2v (x forward, y right, z up; lies on the LiDAR clouds as stored) or "
+                        "opencv (x right, y down, z forward)")  # fmt: skip
+    parser.add_argument("--device", default="auto", metavar="LIST",
+                        help="cpu, cuda (all GPUs), cuda:1 or several with commas (default: the GPUs, else cpu)")  # fmt: skip
+    parser.add_argument("--amp", choices=AMP, default="auto",
+                        help="precision of encoder and transformer (default: bf16 on a GPU, fp32 on a CPU)")  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="make scenes anew that are there already")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    if args.checkpoint is None:
+        raise InputError("--checkpoint: give the network, such as experiments/<run>/checkpoint-best.pth")
+    clouds = _names(args.cloud, ENCODERS, "cloud") if args.cloud != "none" else ()
+    # What needs torch loads after the command line has been understood.
+    from mapanything.inference.export import Settings, is_done, scene_folder
+    from mapanything.inference.predict import USES, parse_inputs
+    from mapanything.inference.select import MAIN_AGENT, RESOLUTION, depth_layout, find_scenes
+    from mapanything.inference.stream import Job, run
+
+    inputs = parse_inputs(args.inputs)
+    mode = "coop" if args.coop else "single"
+    resolution = _resolution(args.resolution) or RESOLUTION[mode]
+    devices = _devices(args.device)
+    amp = args.amp if args.amp != "auto" else "fp32" if set(devices) == {"cpu"} else "bf16"
+    out = args.save_pred_dir or Path("visualization_outputs") / datetime.date.today().isoformat() / "predictions"
+    depth_root = (args.depth_root or DEPTH) if "depth" in inputs else None
+    depth_layout(depth_root)
+    _check_writable(out)
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        keys = find_scenes(
+            args.root,
+            selection(args),
+            mode,
+            num_views=args.num_views,
+            main_agent=args.main_agent or MAIN_AGENT,
+            limit=args.limit,
+        )
+    for note in notes:
+        print(f"note: {note.message}", file=sys.stderr)
+    if args.main_agent and args.coop and not any(key.main_agent == args.main_agent for key in keys):
+        raise InputError(f"{args.root}: agent '{args.main_agent}' is in no scene of this selection; give another --main-agent")
+    settings = Settings(
+        mode=mode,
+        inputs=tuple(name for name in USES if name in inputs),
+        resolution=resolution,
+        axes=args.frame_of,
+        clouds=clouds,
+        **_what_makes_it(args, amp, devices),
+    )
+    todo = keys
+    if not args.overwrite:
+        todo = [key for key in keys if not is_done(scene_folder(out, key), settings.record(key))]
+    _check_space(out, sum(map(settings.most_bytes, todo)))
+    job = Job(args.root, depth_root, out, args.checkpoint, amp, settings)
+
+    from tqdm import tqdm
+
+    problems: list[str] = []
+    with tqdm(total=len(todo), desc="infer", unit="scene", disable=None) as bar:
+
+        def report(key: object, problem: str) -> None:
+            if problem:
+                problems.append(f"{key}: {problem}")
+            bar.update()
+
+        run(job, todo, devices, report)
+    for problem in problems:
+        print(problem)
+    print(
+        f"{out}: {len(todo) - len(problems)} scenes written, {len(keys) - len(todo)} of {len(keys)} were there already, "
+        f"{len(problems)} failed; inputs: {', '.join(settings.inputs)}"
+    )
+    return 1 if problems else 0
+
+
+def _what_makes_it(args: argparse.Namespace, amp: str, devices: list[str]) -> dict[str, dict[str, Any]]:
+    """`Settings.made_with` and `.provenance`. Nothing of the time or the host is in the first."""
+    import torch
+
+    from mapanything.environment import fingerprint
+    from mapanything.models.architecture import name_of
+    from mapanything.models.checkpoint import read_checkpoint
+
+    config = read_checkpoint(args.checkpoint).known_config()
+    code = fingerprint()
+    gpus = sorted({torch.cuda.get_device_name(name) for name in devices if name != "cpu"})
+    return {
+        "made_with": {
+            "model": name_of(config) or "another network",
+            "checkpoint_sha256": checkpoint_sha256(args.checkpoint),
+            "vehicle_id_roles": config.vehicle_id.num_roles,
+            "amp": amp,
+            "code_sha256": code["code_sha256"],
+            "lock_sha256": code["lock_sha256"],
+        },
+        "provenance": {
+            "checkpoint": str(args.checkpoint),
+            "root": str(args.root),
+            "device": ", ".join(gpus) or "cpu",
+            "commit": code["commit"],
+            "image_contents": code["image_contents"],
+            "python": code["python"],
+            "torch": torch.__version__,
+        },
+    }
+
+
+def checkpoint_sha256(path: Path) -> str:
+    """SHA-256 of a file; of a folder, over the names and SHA-256 of its config.json and safetensors files."""
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    whole = hashlib.sha256()
+    for part in sorted([*path.glob("*.json"), *path.glob("*.safetensors")]):
+        whole.update(f"{part.name} {checkpoint_sha256(part)}\n".encode())
+    return whole.hexdigest()
+
+
+def _existing(folder: Path) -> Path:
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _check_writable(out: Path) -> None:
+    folder = _existing(out)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is no folder; give another --save-pred-dir")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{folder}: is not writable; give another --save-pred-dir or fix its permissions")
+
+
+def _check_space(out: Path, needed: int) -> None:
+    folder = _existing(out)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"{folder}: these scenes can take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; free some, narrow with "
+            "--frame or --limit, or leave out clouds with --cloud none"
+        )
+
+
+def _devices(text: str) -> list[str]:
+    """Names for torch; InputError where there is no such device."""
+    import torch
+
+    count = torch.cuda.device_count()
+    gpus = [f"cuda:{i}" for i in range(count)]
+    if text == "auto":
+        return gpus or ["cpu"]
+    devices: list[str] = []
+    for name in filter(None, (part.strip() for part in text.split(","))):
+        if name == "cuda" and gpus:
+            devices += gpus
+        elif name == "cpu" or name in gpus:
+            devices.append(name)
+        else:
+            raise InputError(f"--device {name}: not on this machine, which has {', '.join(['cpu', *gpus])}")
+    if not devices:
+        raise InputError("--device: give cpu or cuda")
+    return devices
+
+
+def _resolution(words: list[str] | None) -> tuple[int, int] | None:
+    if words is None:
+        return None
+    from mapanything.datasets.views import check_resolution
+
+    numbers = " ".join(words).replace("x", " ").replace(",", " ").split()
+    if not all(number.isascii() and number.isdigit() for number in numbers):
+        raise InputError(f"--resolution {' '.join(words)}: give width and height, e.g. 518 392")
+    return check_resolution([int(number) for number in numbers])
+
+
+def _names(text: str, known: dict[str, Any], what: str) -> tuple[str, ...]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise InputError(f"--{what} {text}: give some of {', '.join(known)} with commas, or none")
+    return tuple(name for name in known if name in names)
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number from 1 on")
+    return int(text)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,288 @@
+"""Checkpoints × modes × scenes -> figures: the loop. The network sees what `inference.predict.scene_views` lets through.
+
+One checkpoint is in memory at a time. Threads read ahead and measure behind the network; results are taken in the order of
+the scenes, so that they do not depend on who was faster. All random choices belong to (seed, mode, scene).
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mapanything.errors import InputError
+from mapanything.evaluation import figures, pictures, report
+from mapanything.evaluation.report import Row, Summary
+from mapanything.evaluation.scene import Measured, Options, Truth, measure
+from mapanything.inference.export import Settings, scene_folder, write_scene
+from mapanything.inference.predict import Reconstruction, predict_scene, reconstruct
+from mapanything.inference.select import RESOLUTION, Scene, SceneKey, depth_layout, load_scene
+from mapanything.inference.stream import ahead
+from mapanything.models.mapanything import MapAnything
+from mapanything.opv2v.files import write_atomic
+
+READERS, MEASURERS = 2, 2
+Progress = Callable[[str], None]  # a scene is done, or (not '') what is wrong with it
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A checkpoint under the name that the tables give it. `made_with`: what identifies it, for the records."""
+
+    name: str
+    path: Path
+    made_with: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is evaluated.
+
+    Attributes:
+        depth_root: None: no depth is known (and `options.reference` must be lidar to have a cloud).
+        scenes: by mode, in order.
+        inputs: what the network sees, keys of `predict.USES`.
+        resolution: (W, H); None: each mode's own.
+        amp: bf16, fp16 or fp32.
+        worst: pictures of so many worst scenes per model and mode; `rank_by`: the column that says which.
+        representative: also export the best, the middle and the worst scene.
+    """
+
+    root: Path
+    depth_root: Path | None
+    out: Path
+    models: tuple[Model, ...]
+    scenes: dict[str, list[SceneKey]]
+    inputs: tuple[str, ...] = ("images",)
+    resolution: tuple[int, int] | None = None
+    device: str = "cpu"
+    amp: str = "fp32"
+    seed: int = 0
+    options: Options = field(default_factory=Options)
+    worst: int = 3
+    rank_by: str = "pose_translation_m"
+    larger_is_worse: bool = True
+    representative: bool = False
+    made_with: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def size(self, mode: str) -> tuple[int, int]:
+        return self.resolution or RESOLUTION[mode]
+
+
+@dataclass(slots=True)
+class Timing:
+    """Seconds of the network and points that it gave, scene by scene: goes into a file of its own."""
+
+    seconds: list[float] = field(default_factory=list)
+    points: list[int] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, float | int | None]:
+        """The first scene, which also warms up, counts only where it is the only one."""
+        start = 1 if len(self.seconds) > 1 else 0
+        seconds, points = sum(self.seconds[start:]), sum(self.points[start:])
+        return {
+            "num_scenes": len(self.seconds) - start,
+            "seconds": seconds,
+            "points": points,
+            "points_per_second": points / seconds if seconds else None,
+            "seconds_per_scene": seconds / (len(self.seconds) - start) if self.seconds else None,
+        }
+
+
+def evaluate(job: Job, progress: Progress = lambda _: None) -> Summary:
+    """Evaluates everything and writes the results into `job.out`; summary.json comes last and names all of them.
+
+    Raises:
+        InputError: a checkpoint that can't be loaded, no scene that can be read, a folder that can't be written.
+    """
+    rows: list[Row] = []
+    problems: dict[str, str] = {}
+    timings: dict[str, dict[str, Any]] = {}
+    files = _Files(job.out)
+    for model in job.models:
+        network = MapAnything.from_pretrained(model.path, device=job.device)
+        for mode, keys in job.scenes.items():
+            timing = Timing()
+            found = list(_rows(job, network, model.name, mode, keys, timing, problems, progress))
+            rows += found
+            timings.setdefault(model.name, {})[mode] = timing.to_dict()
+            _show(job, network, model, mode, found, files)
+        del network  # before the next one is loaded
+    if not rows:
+        raise InputError(f"no scene could be read; the first: {next(iter(problems.values()), 'there is none')}")
+    summary = Summary(rows, job.seed)
+    files.write("metrics.csv", report.metrics_csv(rows))
+    files.write("groups.csv", report.groups_csv(rows))
+    files.write("plots/metrics.png", figures.metrics_png(rows))
+    files.write("plots/groups.png", figures.groups_png(summary))
+    files.write("summary.md", report.summary_md(summary, job.inputs, len(problems), job.options.reference))
+    write_atomic(job.out / "timing.json", report.json_bytes({"device": job.device, "models": timings}))
+    record = _record(job, problems) | {"files": sorted([*files.names, "timing.json"])}
+    write_atomic(job.out / "summary.json", report.summary_json(summary, record))
+    return summary
+
+
+class _Files:
+    """Writes below a folder and remembers what."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.names = out, list[str]()
+
+    def write(self, name: str, data: bytes) -> None:
+        write_atomic(self.out / name, data)
+        self.names.append(name)
+
+    def add_all(self, folder: Path) -> None:
+        self.names += [path.relative_to(self.out).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+
+def _record(job: Job, problems: dict[str, str]) -> dict[str, Any]:
+    """What was evaluated, and how."""
+    options = job.options
+    return {
+        "format": 1,
+        "inputs": list(job.inputs),
+        "models": {model.name: model.made_with for model in job.models},
+        "made_with": job.made_with,
+        "modes": {
+            mode: {"resolution": list(job.size(mode)), "num_scenes": len(keys), "scenes": [str(key) for key in keys]}
+            for mode, keys in job.scenes.items()
+        },
+        "options": {
+            "seed": job.seed,
+            "amp": job.amp,
+            "reference": options.reference,
+            "z_range_m": [options.region.z_min, options.region.z_max],
+            "radius_m": options.region.radius,
+            "bev_cell_m": options.grid.cell,
+            "bev_extent_m": options.grid.extent,
+            "bands_m": list(options.bands),
+            "chamfer_points": options.chamfer_points,
+            "rank_by": job.rank_by,
+        },
+        "provenance": job.provenance,
+        "problems": problems,
+    }
+
+
+# One model, one mode
+
+
+def _rows(
+    job: Job,
+    network: MapAnything,
+    name: str,
+    mode: str,
+    keys: Sequence[SceneKey],
+    timing: Timing,
+    problems: dict[str, str],
+    progress: Progress,
+) -> Iterator[Row]:
+    def read(key: SceneKey) -> tuple[Scene, Truth]:
+        return _read(job, mode, key)
+
+    with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(MEASURERS) as measurers:
+        measuring: deque[tuple[SceneKey, Future[Measured]]] = deque()
+
+        def finished(most: int) -> Iterator[Row]:
+            while len(measuring) > most:
+                key, done = measuring.popleft()
+                yield Row(name, mode, key, done.result())
+                progress("")
+
+        try:
+            for key, reading in ahead(readers, read, keys, READERS + 1):
+                try:
+                    scene, truth = reading.result()
+                except InputError as error:
+                    if f"{mode} {key}" not in problems:
+                        problems[f"{mode} {key}"] = str(error)
+                    progress(f"{mode} {key}: {error}")
+                    continue
+                start = time.perf_counter()
+                predicted = _predict(job, network, scene)  # on the CPU in the end, so a GPU has finished too
+                timing.seconds.append(time.perf_counter() - start)
+                timing.points.append(int(predicted.mask.sum()))
+                rng = np.random.default_rng([job.seed, zlib.crc32(f"{mode} {key}".encode())])
+                measuring.append((key, measurers.submit(measure, predicted, truth, job.options, rng)))
+                yield from finished(MEASURERS)
+            yield from finished(0)
+        except BaseException:
+            for pool in (readers, measurers):
+                pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _read(job: Job, mode: str, key: SceneKey) -> tuple[Scene, Truth]:
+    scene = load_scene(job.root, depth_layout(job.depth_root), key, job.size(mode), "depth" in job.inputs)
+    return scene, Truth.of(scene, job.root, job.options.reference)
+
+
+def _predict(job: Job, network: MapAnything, scene: Scene) -> Reconstruction:
+    try:
+        prediction = predict_scene(network, scene.views, job.inputs, use_amp=job.amp != "fp32", amp_dtype=job.amp)
+        return reconstruct(prediction)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"{scene.key}: {len(scene.views)} views do not fit into the GPU's memory; give fewer (--num-views), a smaller "
+            "--resolution, or --device cpu"
+        ) from error
+
+
+def ranked(rows: Sequence[Row], column: str, larger_is_worse: bool) -> list[Row]:
+    """The rows that have this figure, the worst first; equal ones in their order."""
+    sign = -1.0 if larger_is_worse else 1.0
+    able = [row for row in rows if np.isfinite(row.measured.values[column])]
+    return sorted(able, key=lambda row: sign * row.measured.values[column])
+
+
+def _show(job: Job, network: MapAnything, model: Model, mode: str, rows: Sequence[Row], files: _Files) -> None:
+    """Pictures of the worst scenes and the export of representative ones: the few are predicted again."""
+    order = ranked(rows, job.rank_by, job.larger_is_worse)
+    wanted: dict[SceneKey, list[str]] = {}
+    for place, row in enumerate(order[: job.worst], start=1):
+        name = "_".join([row.key.split, row.key.scenario, row.key.main_agent, row.key.frame])
+        wanted.setdefault(row.key, []).append(f"worst/{model.name}_{mode}/{place:02d}_{name}.png")
+    exports: dict[SceneKey, list[str]] = {}
+    if job.representative and order:
+        for name, row in {"worst": order[0], "middle": order[(len(order) - 1) // 2], "best": order[-1]}.items():
+            exports.setdefault(row.key, []).append(name)
+            wanted.setdefault(row.key, []).append(f"representative/{model.name}_{mode}/{name}.png")
+    by_key = {row.key: row for row in rows}
+    for key, names in wanted.items():
+        scene, truth = _read(job, mode, key)
+        predicted = _predict(job, network, scene)
+        values = by_key[key].measured.values
+        picture = pictures.scene_png(predicted, truth, f"{model.name}, {mode}: {key}   {_in_short(values)}")
+        for name in names:
+            files.write(name, picture)
+        for name in exports.get(key, ()):
+            settings = Settings(
+                mode=mode,
+                inputs=job.inputs,
+                resolution=job.size(mode),
+                axes="opv2v",
+                clouds=("ply",),
+                made_with=model.made_with | job.made_with,
+                provenance=job.provenance,
+            )
+            folder = scene_folder(job.out / "representative" / f"{model.name}_{mode}" / name, key)
+            write_scene(folder, key, predicted, scene.lidar_from_view0, settings)
+            files.add_all(folder)
+
+
+def _in_short(values: dict[str, float]) -> str:
+    pose = (
+        f"pose {values['pose_translation_m']:.2f} m / {values['pose_rotation_deg']:.1f}°   scale ×{values['scale_ratio']:.2f}"
+    )
+    cloud = f"Chamfer {values['chamfer_m']:.2f} m   BEV IoU {values['bev_iou']:.2f}"
+    return f"{pose}   AbsRel {values['depth_abs_rel']:.2f}   {cloud}"

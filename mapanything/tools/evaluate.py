@@ -1,0 +1,305 @@
+"""Checkpoints side by side on the same frames: `python -m mapanything.tools.evaluate --models NAME=PATH ...`.
+
+The network sees the images only, unless --inputs says otherwise; ground truth is measured with, never shown. What comes out
+and what each figure means: docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mapanything.errors import InputError, run_command
+from mapanything.tools.options import DEPTH, add_data_options, selection
+
+MODES = {"single": ("single",), "coop": ("coop",), "both": ("single", "coop")}
+NAME = re.compile(r"[\w.+-]{1,60}\Z", re.ASCII)  # of a model: a folder's name and a cell of a table
+AMP = ("auto", "bf16", "fp16", "fp32")
+LARGER_IS_BETTER = re.compile(r"auc_|bev_iou|filtered_bev|depth_delta|depth_scaled_delta|mask_fraction|num_")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="evaluate",
+        description=__doc__.split("\n\n")[0],
+        epilog="Without --split: test, else validate. Both modes see the same timestamps, so that they can be compared.",
+    )
+    add_data_options(parser, f"depth maps to measure with (default: {DEPTH}; none: there are none)")
+    parser.add_argument("--models", nargs="+", action="extend", required=True, metavar="NAME=PATH",
+                        help="checkpoints (.pth, .safetensors or a folder) and the names the tables give them")  # fmt: skip
+    parser.add_argument("--mode", choices=MODES, default="both",
+                        help="single: one vehicle a scene; coop: all of a timestamp (default: %(default)s)")  # fmt: skip
+    which = parser.add_argument_group("which timestamps (default: all of the selection)")
+    which.add_argument("--frames", type=Path, metavar="FILE",
+                       help="list of split/scenario/frame or split/scenario/agent/frame lines")  # fmt: skip
+    which.add_argument("--sample", type=_positive, metavar="N", help="draw N timestamps")
+    which.add_argument("--seed", type=_whole, default=0, help="of every random choice (default: %(default)s)")
+    which.add_argument("--main-agent", "--main_agent", metavar="NAME",
+                       help="where it is there, else the first vehicle (default: 641)")  # fmt: skip
+    which.add_argument("--min-agents", "--min_agents", type=_positive, metavar="N",
+                       help="timestamps with fewer vehicles are left out (default: 2; with --mode single 1)")  # fmt: skip
+    which.add_argument("--every-agent", "--every_agent", action="store_true",
+                       help="single: every vehicle of a timestamp, not the main agent alone")  # fmt: skip
+    sees = parser.add_argument_group("what the network sees")
+    sees.add_argument("--inputs", default="images", metavar="LIST",
+                      help="images, and of intrinsics,poses,depth what is named (default: %(default)s)")  # fmt: skip
+    sees.add_argument("--num-views", "--num_views", type=_positive, default=8, metavar="N",
+                      help="most views of a scene, whole vehicles first (default: %(default)s)")  # fmt: skip
+    sees.add_argument("--resolution", nargs="+", metavar="N",
+                      help="width and height, multiples of 14 (default: single 518 392, coop 448 252)")  # fmt: skip
+    sees.add_argument("--device", default="auto", help="cpu, cuda or cuda:1 (default: a GPU where there is one)")
+    sees.add_argument("--amp", choices=AMP, default="auto",
+                      help="precision of encoder and transformer (default: bf16 on a GPU, fp32 on a CPU)")  # fmt: skip
+    how = parser.add_argument_group("what is measured")
+    how.add_argument("--reference", choices=("depth", "lidar"), default="depth",
+                     help="true cloud: the views' known depths, or the LiDAR sweeps (default: %(default)s)")  # fmt: skip
+    how.add_argument("--z-range", "--z_range", nargs="+", default=["-3", "1"], metavar="M",
+                     help="of the filtered figures: lowest and highest metres above the LiDAR (default: -3 1)")  # fmt: skip
+    how.add_argument("--radius", type=_length, default=50.0, metavar="M",
+                     help="of the filtered figures: horizontal, from the main agent (default: %(default)s)")  # fmt: skip
+    how.add_argument("--bev-cell", "--bev_cell", type=_length, default=0.5, metavar="M", help="(default: %(default)s)")
+    how.add_argument("--bev-extent", "--bev_extent", type=_length, default=50.0, metavar="M",
+                     help="metres to each side (default: %(default)s)")  # fmt: skip
+    how.add_argument("--chamfer-points", "--chamfer_points", type=_positive, default=200_000, metavar="N",
+                     help="points of each cloud that look for their neighbour (default: %(default)s)")  # fmt: skip
+    results = parser.add_argument_group("results")
+    results.add_argument("--out", type=Path, metavar="DIR", help="(default: visualization_outputs/<date>/evaluation)")
+    results.add_argument("--overwrite", action="store_true", help="replace the evaluation that lies there")
+    results.add_argument("--worst", type=_whole, default=3, metavar="N",
+                         help="pictures of the N worst scenes per model and mode, 0: none (default: %(default)s)")  # fmt: skip
+    results.add_argument("--rank-by", "--rank_by", default="pose_translation_m", metavar="COLUMN",
+                         help="which scenes are the worst (default: %(default)s)")  # fmt: skip
+    results.add_argument("--save-representative", "--save_representative", action="store_true",
+                         help="export the best, middle and worst scene per model and mode, as `infer` does")  # fmt: skip
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    paths = parse_models(args.models)
+    low, high = _two(args.z_range, float, "--z-range", "the lower and the higher, e.g. -3 1")
+    if not -math.inf < low < high < math.inf:
+        raise InputError(f"--z-range {low:g} {high:g}: give the lower height first, then the higher")
+    if 2 * args.bev_extent / args.bev_cell > 20_000:
+        raise InputError(f"--bev-cell {args.bev_cell:g}: more than 20000 cells a side; give larger cells")
+    depth_root = None if args.depth_root and str(args.depth_root) == "none" else args.depth_root or DEPTH
+    out = args.out or Path("visualization_outputs") / datetime.date.today().isoformat() / "evaluation"
+    # What needs torch loads after the command line has been understood.
+    from mapanything.evaluation.clouds import Grid, Region
+    from mapanything.evaluation.evaluate import Job, evaluate
+    from mapanything.evaluation.frames import Choice, choose
+    from mapanything.evaluation.report import headline_text
+    from mapanything.evaluation.scene import COLUMNS, Options
+    from mapanything.inference.predict import USES, parse_inputs
+    from mapanything.inference.select import MAIN_AGENT, depth_layout
+
+    if args.rank_by not in COLUMNS:
+        raise InputError(f"--rank-by {args.rank_by}: no such column; there are {', '.join(COLUMNS)}")
+    inputs = parse_inputs(args.inputs)
+    if depth_root is None and ("depth" in inputs or args.reference == "depth"):
+        raise InputError("--depth-root none: then the true cloud is --reference lidar, and depth is no input")
+    depth_layout(depth_root)
+    resolution = _resolution(args.resolution)
+    device = _device(args.device)
+    prepare_out(out, args.overwrite)
+    modes = MODES[args.mode]
+    choice = Choice(
+        selection=selection(args),
+        frames=args.frames,
+        sample=args.sample,
+        seed=args.seed,
+        num_views=args.num_views,
+        min_agents=args.min_agents or (2 if "coop" in modes else 1),
+        main_agent=args.main_agent or MAIN_AGENT,
+        every_agent=args.every_agent,
+    )
+    if args.frames and any((args.split, args.scenario, args.agent, args.frame)):
+        raise InputError("--frames: the list says which frames; leave out --split, --scenario, --agent and --frame")
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        scenes = choose(args.root, choice, modes)
+    for note in {str(note.message): None for note in notes}:
+        print(f"note: {note}", file=sys.stderr)
+    models, made_with, provenance = _what_makes_it(paths, args.root, device)
+    job = Job(
+        root=args.root,
+        depth_root=depth_root,
+        out=out,
+        models=models,
+        scenes=scenes,
+        inputs=tuple(name for name in USES if name in inputs),
+        resolution=resolution,
+        device=device,
+        amp=args.amp if args.amp != "auto" else "fp32" if device == "cpu" else "bf16",
+        seed=args.seed,
+        options=Options(
+            region=Region(low, high, args.radius),
+            grid=Grid(args.bev_cell, args.bev_extent),
+            chamfer_points=args.chamfer_points,
+            reference=args.reference,
+        ),
+        worst=args.worst,
+        rank_by=args.rank_by,
+        larger_is_worse=not LARGER_IS_BETTER.match(args.rank_by),
+        representative=args.save_representative,
+        made_with=made_with,
+        provenance=provenance,
+    )
+
+    from tqdm import tqdm
+
+    problems: dict[str, None] = {}
+    with tqdm(total=len(models) * sum(map(len, scenes.values())), desc="evaluate", unit="scene", disable=None) as bar:
+
+        def progress(problem: str) -> None:
+            if problem:
+                problems[problem] = None
+            bar.update()
+
+        summary = evaluate(job, progress)
+    for problem in problems:
+        print(problem)
+    print(headline_text(summary))
+    counts = ", ".join(f"{mode} {len(keys)}" for mode, keys in scenes.items())
+    print(f"{out / 'summary.md'}: scenes {counts}, {len(problems)} failed; inputs: {', '.join(job.inputs)}")
+    return 1 if problems else 0
+
+
+def parse_models(words: Sequence[str]) -> dict[str, Path]:
+    """`NAME=PATH` words (several in one with spaces or commas between them) as paths by name, in order.
+
+    Raises:
+        InputError: no name, a name twice or one that is no plain word, a path that is not there.
+    """
+    models: dict[str, Path] = {}
+    for word in (part for text in words for part in re.split(r"[,\s]\s*(?=[\w.+-]+=)", text.strip())):
+        name, equals, path = word.partition("=")
+        if not equals or not NAME.match(name) or not path:
+            raise InputError(f"--models {word}: give NAME=PATH, the name of letters, digits, dots and dashes")
+        if name in models:
+            raise InputError(f"--models {word}: {name} is there twice; give each model a name of its own")
+        models[name] = Path(path).expanduser()
+        if not models[name].exists():
+            raise InputError(f"{path}: no such checkpoint (--models {name})")
+    return models
+
+
+def prepare_out(out: Path, overwrite: bool) -> None:
+    """Makes the folder free for new results: with `overwrite`, what an evaluation's summary.json names goes.
+
+    Raises:
+        InputError: it holds something, and `overwrite` is off.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is no folder; give another --out")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise InputError(f"{out}: is not empty; give --overwrite to replace the evaluation there, or another --out")
+    record = out / "summary.json"
+    try:
+        names = json.loads(record.read_text("utf-8")).get("files", [])
+    except (FileNotFoundError, ValueError, AttributeError):
+        return
+    record.unlink()  # first: without it nothing here counts as a finished evaluation
+    for name in names:
+        if isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts:
+            (out / name).unlink(missing_ok=True)
+
+
+def _what_makes_it(paths: dict[str, Path], root: Path, device: str) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:
+    """The models, and what else decides the figures; nothing of the time or the host."""
+    import torch
+
+    from mapanything.environment import fingerprint
+    from mapanything.evaluation.evaluate import Model
+    from mapanything.models.architecture import name_of
+    from mapanything.models.checkpoint import read_checkpoint
+    from mapanything.tools.infer import checkpoint_sha256
+
+    models = []
+    for name, path in paths.items():
+        config = read_checkpoint(path).known_config()
+        models.append(
+            Model(
+                name,
+                path,
+                {
+                    "model": name_of(config) or "another network",
+                    "checkpoint": str(path),
+                    "checkpoint_sha256": checkpoint_sha256(path),
+                    "vehicle_id_roles": config.vehicle_id.num_roles,
+                },
+            )
+        )
+    code = fingerprint()
+    made_with = {"code_sha256": code["code_sha256"], "lock_sha256": code["lock_sha256"]}
+    provenance = {
+        "root": str(root),
+        "device": device if device == "cpu" else torch.cuda.get_device_name(device),
+        "commit": code["commit"],
+        "python": code["python"],
+        "torch": torch.__version__,
+    }
+    return tuple(models), made_with, provenance
+
+
+def _device(text: str) -> str:
+    import torch
+
+    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    name = {"auto": there[min(1, len(there) - 1)], "cuda": "cuda:0"}.get(text, text)
+    if name not in there:
+        raise InputError(f"--device {text}: not on this machine, which has {', '.join(there)}")
+    return name
+
+
+def _resolution(words: list[str] | None) -> tuple[int, int] | None:
+    from mapanything.datasets.views import check_resolution
+
+    if words is None:
+        return None
+    return check_resolution(_two([word.replace("x", " ") for word in words], int, "--resolution", "e.g. 518 392"))
+
+
+def _two(words: Sequence[str], kind: Callable[[str], Any], name: str, example: str) -> list[Any]:
+    """Two numbers, in one word or two."""
+    try:
+        first, second = (kind(word) for word in " ".join(words).replace(",", " ").split())
+    except ValueError as error:
+        raise InputError(f"{name} {' '.join(words)}: give two numbers, {example}") from error
+    return [first, second]
+
+
+def _whole(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number from 0 on")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number from 1 on")
+    return int(text)
+
+
+def _length(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError
+    return value
+
+
+_length.__name__ = "length in metres"  # argparse's message names it
+
+
+if __name__ == "__main__":
+    run_command(main)

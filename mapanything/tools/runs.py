@@ -1,0 +1,82 @@
+"""Lists training runs: stage, epoch, best validation loss, and how each one is.
+
+    python -m mapanything.tools.runs [--root experiments] [--json]
+
+A state is what a run said last, checked against its lock: running, finished, stopped (resumes with the same command), failed
+(with the reason) or killed (it ended without a word; resumes too).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from mapanything.errors import InputError, run_command
+from mapanything.train.logs import LOG, STATUS, is_locked, read_log, read_status
+
+
+def find_runs(root: Path) -> list[dict[str, Any]]:
+    """All runs below a folder, by name; such as were put aside by --fresh too.
+
+    Raises:
+        InputError: no such folder.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; runs are written to machine.root_experiments_dir (experiments)")
+    folders = {path.parent for name in (STATUS, LOG) for path in root.glob(f"**/{name}")}
+    return [describe(folder, str(folder.relative_to(root))) for folder in sorted(folders)]
+
+
+def describe(folder: Path, name: str) -> dict[str, Any]:
+    status, entries = read_status(folder), read_log(folder)
+    state = status.get("state", "?")
+    if is_locked(folder):
+        state = "running"
+    elif state == "running":
+        state = "killed"
+    best = min((entry for entry in entries if "validate_loss" in entry), key=lambda e: e["validate_loss"], default={})
+    return {
+        "run": name,
+        "stage": status.get("stage"),
+        "epoch": status.get("epoch"),
+        "epochs": status.get("epochs"),
+        "best": best.get("validate_loss"),
+        "best_epoch": best.get("epoch"),
+        "state": state,
+        "reason": status.get("reason") if state == "failed" else None,
+        "time": status.get("time"),
+    }
+
+
+def table(runs: list[dict[str, Any]]) -> list[str]:
+    width = max(len("run"), *(len(run["run"]) for run in runs))
+    lines = [f"{'run':<{width}}  stage      epoch        best  state     last heard of"]
+    for run in runs:
+        epoch = "-" if run["epoch"] is None else f"{run['epoch']:.2f}/{run['epochs'] or '?'}"
+        best = "-" if run["best"] is None else f"{run['best']:.4g} ({run['best_epoch']})"
+        line = (
+            f"{run['run']:<{width}}  {run['stage'] or '-':<5}  {epoch:>9}  {best:>10}  {run['state']:<8}  {run['time'] or '-'}"
+        )
+        lines.append(line + (f"  {run['reason']}" if run["reason"] else ""))
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="mapanything.tools.runs", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--root", type=Path, default=Path("experiments"), help="folder of the runs (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    arguments = parser.parse_args()
+    runs = find_runs(arguments.root)
+    if arguments.json:
+        print(json.dumps(runs, indent=1))
+    elif runs:
+        print("\n".join(table(runs)))
+    else:
+        print(f"{arguments.root}: no runs yet; `invoke train --stage 1` starts one")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,105 @@
+"""From data sets to batches: loaders whose workers leave signals to training, and errors that keep their one line."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from mapanything.datasets.opv2v import OPV2VScenes
+from mapanything.datasets.sampler import Batch, BudgetSampler
+from mapanything.datasets.views import collate
+from mapanything.errors import InputError
+
+Views = list[dict[str, Any]]
+
+
+class _Guarded(Dataset):
+    """Hands an InputError on as a value: torch would wrap it in a worker's traceback."""
+
+    def __init__(self, scenes: OPV2VScenes) -> None:
+        self._scenes = scenes
+
+    def __getitem__(self, item: tuple[int, int]) -> Views | InputError:
+        try:
+            return self._scenes[item]
+        except InputError as error:
+            return error
+        except OSError as error:  # a disk or server that went away
+            return InputError(f"{error.filename or 'data'}: {error.strerror or error}")
+
+
+def _collate(samples: list[Views | InputError]) -> Views | InputError:
+    error = next((sample for sample in samples if isinstance(sample, InputError)), None)
+    return error if error is not None else collate(samples)  # type: ignore[arg-type]
+
+
+def _ignore_signals(_: int) -> None:
+    # They reach the whole process group; training decides when to stop, and its workers must live until it has saved.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+class Feed:
+    """A data set's batches for one rank, in the sampler's order.
+
+    waited_s: how long training has waited for data, in all.
+    """
+
+    def __init__(self, scenes: OPV2VScenes, sampler: BudgetSampler, num_workers: int, pin: bool, keep_workers: bool) -> None:
+        self.scenes, self.sampler = scenes, sampler
+        self.waited_s = 0.0
+        self._loader = DataLoader(
+            _Guarded(scenes),
+            batch_sampler=sampler,
+            num_workers=num_workers,
+            collate_fn=_collate,
+            pin_memory=pin,
+            persistent_workers=keep_workers and num_workers > 0,
+            prefetch_factor=2 if num_workers else None,
+            worker_init_fn=_ignore_signals,
+            generator=torch.Generator(),  # else every start of an epoch, or a resume in it, would draw from training's
+        )
+
+    def batches(self) -> Iterator[tuple[Batch, Views | InputError]]:
+        """What is left of the sampler's epoch. An InputError is a batch that can't be made."""
+        batches, loaded = self.sampler.batches(), iter(self._loader)
+        for batch in batches:
+            start = time.perf_counter()
+            views = next(loaded)
+            self.waited_s += time.perf_counter() - start
+            yield batch, views
+
+    def largest(self) -> Views:
+        """A batch as large as any can be: one of the scenes with most views, as often as the budget allows."""
+        scene = int(self.sampler.max_views.argmax())
+        views = int(self.sampler.max_views[scene])
+        return collate([self.scenes[scene, views]] * max(1, self.sampler.budget // views))
+
+
+def names(scenes: OPV2VScenes, batch: Batch) -> str:
+    """Which scenes a batch holds, for a message."""
+    keys = []
+    for scene, _ in batch.items:
+        index, rows = scenes.scenes[scene]
+        keys.append(str(scenes.indices[index].key(rows[0])))
+    return ", ".join(keys)
+
+
+def fingerprint(scenes: OPV2VScenes) -> dict[str, Any]:
+    """Which data a run saw: its roots, and a digest over the names of all agent-frames of all scenes."""
+    digest = hashlib.sha256()
+    for index, rows in scenes.scenes:
+        digest.update(" ".join(str(scenes.indices[index].key(row)) for row in rows).encode() + b"\n")
+    return {
+        "root": str(scenes.root),
+        "depth_root": str(scenes.depth.root) if scenes.depth is not None else None,
+        "scenes": len(scenes),
+        "scenes_sha256": digest.hexdigest(),
+    }

@@ -1,0 +1,63 @@
+"""The network and its losses as one module: batch in, loss out. What DDP and FSDP wrap."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mapanything.models.mapanything import MapAnything
+from mapanything.models.outputs import Outputs
+from mapanything.train.losses import Loss, LossOutput
+
+
+class Objective(nn.Module):
+    """
+    Args:
+        amp: compute encoder and transformer in bf16; heads and loss stay in float32.
+        teacher: frozen, on the device; for losses that need one. No part of this module: neither wrapped nor saved.
+    """
+
+    def __init__(self, model: MapAnything, train: Loss, validate: Loss, amp: bool, teacher: MapAnything | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.criteria = nn.ModuleDict({"for_train": train, "for_validate": validate})
+        self.amp = amp
+        self._teacher = (teacher,)
+
+    def forward(self, views: list[dict[str, Any]], criterion: str = "train") -> tuple[Tensor, dict[str, Tensor], Outputs]:
+        """Loss of a batch of V views (see `per_view`), its detached terms in the same unit, and what was predicted."""
+        loss_of: Loss = self.criteria[f"for_{criterion}"]  # type: ignore[assignment]
+        (teacher,), target = self._teacher, None
+        with torch.autocast(views[0]["img"].device.type, torch.bfloat16, enabled=self.amp):
+            outputs = self.model.stacked(views)
+            if teacher is not None and loss_of.needs_teacher:
+                with torch.no_grad():
+                    target = as_prediction(teacher.stacked(views))
+        loss: LossOutput = loss_of(views, as_prediction(outputs), target)
+        factor = per_view(len(views))
+        terms = {name: value if name.endswith("_usable") else value * factor for name, value in loss.terms.items()}
+        return loss.total * factor, terms, outputs
+
+
+def per_view(num_views: int) -> float:
+    """Terms are sums over views; many views must not mean long steps: 2/V for more than two (SPEC §8)."""
+    return 2 / num_views if num_views > 2 else 1.0
+
+
+def as_prediction(outputs: Outputs) -> dict[str, Tensor]:
+    """Stacked outputs as the loss takes them: everything (B, V, …), the scene's scale too."""
+    prediction = {field.name: getattr(outputs, field.name) for field in fields(outputs)}
+    views = outputs.pts3d.shape[1]
+    prediction["metric_scaling_factor"] = outputs.metric_scaling_factor[:, None].expand(-1, views, -1)
+    return prediction
+
+
+def to_device(views: list[dict[str, Any]], device: torch.device) -> list[dict[str, Any]]:
+    """Tensors on the device; copies from pinned memory run beside computing."""
+    return [
+        {key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in view.items()}
+        for view in views
+    ]

@@ -1,0 +1,188 @@
+"""A run that was interrupted, anywhere and however, ends bit-equal to one that was not.
+
+TRAINING_KILLS=50 pytest tests/train/test_resume.py kills fifty times instead of a few.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from training_runs import finish, log_of, same, settings, start
+
+from mapanything.train import checkpoints, training
+from mapanything.train.loop import Trainer
+
+KILLS = int(os.environ.get("TRAINING_KILLS", "5"))
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+# Random inputs besides the images, vehicle IDs drawn anew, several numbers of views: whatever has a random state.
+RANDOM = [
+    "stage=stage3",
+    "model.pretrained=null",
+    "distributed.world_size=1",
+    "train_params.epochs=3",
+    "model.vehicle_id.num_roles=3",
+    *(f"model.geometric_inputs.{name}_prob=0.5" for name in ("dropout", "ray_dirs", "depth", "cam", "sparse_depth")),
+    "model.geometric_inputs.overall_prob=0.9",
+    "model.geometric_inputs.sparsification_removal_percent=0.5",
+    "train_params.max_num_of_imgs_per_gpu=6",
+]
+
+
+def without_times(folder: Path) -> list[dict]:
+    return [{k: v for k, v in entry.items() if "second" not in k} for entry in log_of(folder)]
+
+
+def test_stopped_after_every_step(tmp_path, data, monkeypatch):
+    arguments = settings(tmp_path / "undisturbed", data, *RANDOM)
+    assert training.main(arguments) == 0
+    step = Trainer._step
+
+    def stop_after(self, *values):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *values)
+
+    monkeypatch.setattr(Trainer, "_step", stop_after)
+    arguments = settings(tmp_path / "stopped", data, *RANDOM)
+    codes = []
+    while not codes or codes[-1] == 143:
+        codes.append(training.main(arguments))
+        assert len(codes) < 20
+    assert codes[-1] == 0 and len(codes) > 5
+    for name in (checkpoints.FINAL, checkpoints.BEST):
+        assert same(tmp_path / "undisturbed" / name, tmp_path / "stopped" / name)
+    assert [entry["train_loss"] for entry in log_of(tmp_path / "stopped")] == pytest.approx(
+        [entry["train_loss"] for entry in log_of(tmp_path / "undisturbed")], rel=1e-12
+    )
+    first, second = (
+        torch.load(tmp_path / name / checkpoints.LAST, weights_only=True)["optimizer"] for name in ("undisturbed", "stopped")
+    )
+    assert all(torch.equal(first[name][key], second[name][key]) for name in first for key in first[name])
+
+
+def test_killed_at_random_moments(tmp_path, data):
+    """SIGKILL while it steps, saves (before every step) and validates; what it wrote always loads."""
+    arguments = settings(tmp_path / "undisturbed", data, *RANDOM)
+    begin = time.monotonic()
+    assert training.main(arguments) == 0
+    duration = time.monotonic() - begin
+    out = tmp_path / "killed"
+    arguments = settings(out, data, *RANDOM, "train_params.save_every_minutes=0")
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")  # shown when the test fails
+    rng, finished = random.Random(seed), False
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mapanything.train.training"])
+    moments = []
+    for _ in range(KILLS):
+        process = context.Process(target=_train, args=(arguments,))
+        process.start()
+        process.join(rng.uniform(0.1, 0.7) * duration + 0.5)
+        finished = process.exitcode == 0
+        process.kill()
+        process.join()
+        if (out / checkpoints.LAST).exists():
+            assert checkpoints.find_damage(out / checkpoints.LAST) is None
+            moments.append(torch.load(out / checkpoints.LAST, weights_only=True)["position"]["epoch"])
+        if finished:
+            for path in out.iterdir():  # done: kill another run
+                if path.is_file():
+                    path.unlink()
+        assert training.main(arguments) == 0
+    for name in (checkpoints.FINAL, checkpoints.BEST):
+        assert same(tmp_path / "undisturbed" / name, out / name)
+    assert [entry["epoch"] for entry in log_of(out)] == [1, 2, 3]
+    assert not list(out.glob("*.tmp*"))
+
+
+def _train(arguments: list[str]) -> None:
+    torch.set_num_threads(1)
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    os._exit(training.main(arguments))
+
+
+def test_two_processes_stopped_killed_and_killed_in_part(tmp_path, data):
+    two = ["distributed.world_size=2", "train_params.epochs=4", "train_params.save_every_minutes=0"]
+    undisturbed = start(settings(tmp_path / "undisturbed", data, *two))
+    out = tmp_path / "disturbed"
+    for how in ("stop", "all", "one"):
+        process = start(settings(out, data, *two))
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "step 2/2" in line:
+                break
+        ranks = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        for pid in {"stop": [process.pid], "all": [process.pid, *ranks], "one": ranks[-1:]}[how]:
+            os.kill(pid, signal.SIGTERM if how == "stop" else signal.SIGKILL)
+        lines.append(process.stdout.read())
+        assert process.wait(60) == {"stop": 143, "all": -9}.get(how, process.returncode) != 0, "".join(lines)
+    code, output = finish(start(settings(out, data, *two)))
+    assert code == 0, output
+    code, output = finish(undisturbed)
+    assert code == 0, output
+    assert same(tmp_path / "undisturbed" / checkpoints.FINAL, out / checkpoints.FINAL)
+
+
+def test_killed_in_validation(tmp_path, data, undisturbed, monkeypatch):
+    evaluate = Trainer._validation_losses
+
+    def stop_in_it(self, feed):
+        if self.run.position.epoch == 1:
+            self.stop.signum = signal.SIGTERM
+        return evaluate(self, feed)
+
+    monkeypatch.setattr(Trainer, "_validation_losses", stop_in_it)
+    assert training.main(settings(tmp_path / "stopped", data)) == 143
+    monkeypatch.undo()
+    assert len(log_of(tmp_path / "stopped")) == 1
+    assert training.main(settings(tmp_path / "stopped", data)) == 0
+    assert same(undisturbed / checkpoints.FINAL, tmp_path / "stopped" / checkpoints.FINAL)
+    assert len(log_of(tmp_path / "stopped")) == 2
+
+
+def test_damaged_last_falls_back_and_says_so(tmp_path, data, undisturbed, capsys):
+    out = tmp_path / "run"
+    assert training.main(settings(out, data, "train_params.epochs=1")) == 0
+    # A damaged last checkpoint, one before it, and what a killed run leaves.
+    os.replace(out / checkpoints.LAST, out / checkpoints.PREVIOUS)
+    content = (out / checkpoints.PREVIOUS).read_bytes()
+    (out / checkpoints.LAST).write_bytes(content[: len(content) // 3])
+    (out / f"{checkpoints.LAST}.tmp-1").write_bytes(b"half")
+    capsys.readouterr()
+    assert training.main(settings(out, data)) == 0
+    said = capsys.readouterr().out
+    assert f"{checkpoints.LAST}: it is damaged" in said and f"resuming {out / checkpoints.PREVIOUS}" in said
+    assert "removed what a killed run left" in said and not list(out.glob("*.tmp*"))
+
+
+def test_another_run_is_not_resumed(tmp_path, data, capfd):
+    assert training.main(settings(tmp_path, data, "train_params.epochs=1")) == 0
+    for change, message in [
+        ("model.multiview.depth=6", "model.multiview.depth: 4 -> 6"),
+        ("dataset=opv2v_coop_ft", "stage: 1 -> 2"),
+        ("loss=overall_loss_highpm_plus_rel_pose", "loss.train"),
+        ("train_params.seed=3", "train_params.seed: 0 -> 3"),
+    ]:
+        capfd.readouterr()
+        assert training.main(settings(tmp_path, data, change)) == 2
+        error = capfd.readouterr().err
+        assert "holds another run" in error and message in error and error.count("\n") == 1
+
+
+def test_more_parameters_learn_after_a_while(tmp_path, data, capsys):
+    assert training.main(settings(tmp_path, data, "train_params.epochs=1", "+train_params.submodule_lr.encoder=0")) == 0
+    assert training.main(settings(tmp_path, data, "train_params.epochs=2")) == 0
+    assert "parameters learn now that did not before" in capsys.readouterr().out

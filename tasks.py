@@ -8,6 +8,7 @@ code: 0 done, 1 the verdict is bad, 2 bad input.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -60,11 +61,13 @@ def option(name: str, value: str | bool | Iterable[str] | None) -> list[str]:
 
 def path_option(name: str, value: str | None) -> list[str]:
     """As `option`, for a path that was given relative to where Invoke was called."""
-    if value is not None:
-        value = os.path.expanduser(value)
-        if Path.cwd() != ROOT:
-            value = os.path.abspath(value)
-    return option(name, value)
+    return option(name, None if value is None else called_path(value))
+
+
+def called_path(path: str) -> str:
+    """A path that was given relative to where Invoke was called, as it is from the repository's root."""
+    path = os.path.expanduser(path)
+    return path if Path.cwd() == ROOT else os.path.abspath(path)
 
 
 def after_dashes() -> list[str]:
@@ -265,6 +268,254 @@ def make_sample(
     )
 
 
+TRAIN_HELP = {
+    "stage": "1 (one vehicle), 2 (several, eight views) or 3 (several, four to ten views)",
+    "all": "stage 1, then 2, then 3; those that are done are skipped",
+    "machine": "a file of configs/machine (default: default)",
+    "resume": "there has to be something to resume",
+    "fresh": "start over; what the run's folder holds is put aside in it",
+    "nodes": "hosts that take part; run the same command on each",
+    "node-rank": "this host's number, from 0",
+    "rendezvous": "HOST:PORT of host 0",
+    "keep-global-batch": "with fewer GPUs than the stage has, accumulate gradients",
+    "o": "KEY=VALUE, any entry of the configuration; may be repeated",
+    "dry-run": "print the command only",
+}
+
+
+def train_command(stage: int, machine: str, overrides: list[str], first: bool = True) -> list[str]:
+    """The one command of a stage. In a chain, only the first stage's start can be told: the others have the one before."""
+    if not first:
+        overrides = [value for value in overrides if not value.startswith("model.pretrained=")]
+    return ["-m", "mapanything.train.training", f"stage=stage{stage}", f"machine={machine}", *overrides]
+
+
+@task(help=TRAIN_HELP, iterable=["o"], auto_shortflags=False)
+def train(
+    _: Context,
+    stage: int = 0,
+    all: bool = False,
+    machine: str = "default",
+    resume: bool = False,
+    fresh: bool = False,
+    nodes: str | None = None,
+    node_rank: str | None = None,
+    rendezvous: str | None = None,
+    keep_global_batch: bool = False,
+    o: list[str] | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Trains one stage, or all three in a chain; interrupted, the same command goes on where it was."""
+    if all == bool(stage) or stage not in (0, 1, 2, 3) or (resume and fresh):
+        raise Exit("give --stage 1, 2 or 3, or --all; and --resume or --fresh, not both", code=2)
+    settings = {
+        "resume": "true" if resume else "false" if fresh else None,
+        "distributed.nodes": nodes,
+        "distributed.node_rank": node_rank,
+        "distributed.rendezvous": rendezvous,
+        "distributed.keep_global_batch": "true" if keep_global_batch else None,
+    }
+    overrides = [f"{key}={value}" for key, value in settings.items() if value is not None] + (o or [])
+    stages = [1, 2, 3] if all else [stage]
+    for number in stages:
+        command = train_command(number, machine, overrides, first=number == stages[0])
+        if dry_run:
+            print(shlex.join(["python", *command]))
+        else:
+            run(*command)
+
+
+@task(
+    help={"root": "folder of the runs (default: experiments)", "json": "print JSON instead of a table"},
+    auto_shortflags=False,
+)
+def runs(_: Context, root: str | None = None, json: bool = False) -> None:
+    """Lists training runs: stage, epoch, best validation loss, state."""
+    run("-m", "mapanything.tools.runs", *path_option("root", root), *option("json", json))
+
+
+@task(
+    help={name: text for name, text in DATA_HELP.items() if name != "jobs"}
+    | {
+        "depth-root": "depth maps, read only where depth is an input (default: data/opv2v_depth)",
+        "agent": "only this vehicle; with --coop the vehicles that take part (default: all)",
+        "agents": "the same as --agent",
+        "frame": "only this timestamp, or a range: 000069-000080,000100; several with commas or by repeating",
+        "limit": "only the first so many scenes of the selection",
+        "coop": "all (chosen) vehicles of a timestamp as one scene",
+        "main-agent": "with --coop, the vehicle whose LiDAR frame it is (default: 641, else the first)",
+        "num-views": "most views of a scene, whole vehicles first (default: all cameras)",
+        "checkpoint": "the network: .pth, .safetensors or a folder with config.json",
+        "inputs": "what the network sees: images (default), and of intrinsics,poses,depth what is named",
+        "resolution": "WIDTHxHEIGHT, multiples of 14 (default: 518x392; with --coop 448x252)",
+        "save-pred-dir": "where the results go (default: visualization_outputs/<date>/predictions)",
+        "cloud": "kinds of point cloud: pcd (default), ply, glb with commas, or none",
+        "frame-of": "axes of the clouds: opv2v (default, as the LiDAR clouds are stored) or opencv",
+        "device": "cpu, cuda (all GPUs), cuda:1 or several with commas (default: the GPUs, else cpu)",
+        "amp": "bf16, fp16 or fp32 (default: bf16 on a GPU, fp32 on a CPU)",
+        "overwrite": "make scenes anew that are there already",
+    },
+    iterable=[*SELECTION, "agents"],
+    auto_shortflags=False,
+)
+def infer(
+    _: Context,
+    checkpoint: str | None = None,
+    root: str | None = None,
+    depth_root: str | None = None,
+    split: list[str] | None = None,
+    scenario: list[str] | None = None,
+    agent: list[str] | None = None,
+    agents: list[str] | None = None,
+    frame: list[str] | None = None,
+    limit: str | None = None,
+    coop: bool = False,
+    main_agent: str | None = None,
+    num_views: str | None = None,
+    inputs: str | None = None,
+    resolution: str | None = None,
+    save_pred_dir: str | None = None,
+    cloud: str | None = None,
+    frame_of: str | None = None,
+    device: str | None = None,
+    amp: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Predicts depth, masks, point clouds and poses of any frames; goes on where a stopped run ended."""
+    run(
+        "-m",
+        "mapanything.tools.infer",
+        *path_option("checkpoint", checkpoint),
+        *path_option("root", root),
+        *path_option("depth-root", depth_root),
+        *selection(split or [], scenario or [], [*(agent or []), *(agents or [])], frame or []),
+        *option("limit", limit),
+        *option("coop", coop),
+        *option("main-agent", main_agent),
+        *option("num-views", num_views),
+        *option("inputs", inputs),
+        *option("resolution", resolution),
+        *path_option("save-pred-dir", save_pred_dir),
+        *option("cloud", cloud),
+        *option("frame-of", frame_of),
+        *option("device", device),
+        *option("amp", amp),
+        *option("overwrite", overwrite),
+        *after_dashes(),
+    )
+
+
+def models_option(models: Iterable[str]) -> list[str]:
+    """`--models NAME=PATH...`; the paths are meant from where Invoke was called."""
+    words = []
+    for word in (word for text in models for word in re.split(r"[,\s]\s*(?=[\w.+-]+=)", text.strip())):
+        name, equals, path = word.partition("=")
+        words.append(f"{name}={called_path(path)}" if equals and path else word)
+    return ["--models", *words] if words else []
+
+
+@task(
+    help={name: text for name, text in DATA_HELP.items() if name != "jobs"}
+    | {
+        "models": "NAME=PATH of a checkpoint; several with commas or by repeating",
+        "depth-root": "depth maps to measure with (default: data/opv2v_depth; none: there are none)",
+        "split": "train, validate, test, test_culver_city (default: test, else validate)",
+        "frame": "only this timestamp, or a range: 000069-000080,000100; several with commas or by repeating",
+        "mode": "single (one vehicle a scene), coop (all of a timestamp) or both (default)",
+        "frames": "file that lists split/scenario/frame or split/scenario/agent/frame lines",
+        "sample": "draw so many timestamps (default: all of the selection)",
+        "seed": "of every random choice (default: 0)",
+        "main-agent": "where it is there, else the first vehicle (default: 641)",
+        "min-agents": "timestamps with fewer vehicles are left out (default: 2; with --mode single 1)",
+        "every-agent": "single: every vehicle of a timestamp, not the main agent alone",
+        "inputs": "what the network sees: images (default), and of intrinsics,poses,depth what is named",
+        "num-views": "most views of a scene, whole vehicles first (default: 8)",
+        "resolution": "WIDTHxHEIGHT, multiples of 14 (default: single 518x392, coop 448x252)",
+        "device": "cpu, cuda or cuda:1 (default: a GPU where there is one)",
+        "amp": "bf16, fp16 or fp32 (default: bf16 on a GPU, fp32 on a CPU)",
+        "reference": "true cloud: depth (default), the views' known depths, or lidar, the sweeps",
+        "z-range": "LOW,HIGH of the filtered figures, metres above the LiDAR (default: -3,1)",
+        "radius": "of the filtered figures, metres (default: 50)",
+        "bev-cell": "cell of the view from above, metres (default: 0.5)",
+        "bev-extent": "of the view from above, metres to each side (default: 50)",
+        "chamfer-points": "points of each cloud that look for their neighbour (default: 200000)",
+        "out": "where the results go (default: visualization_outputs/<date>/evaluation)",
+        "overwrite": "replace the evaluation that lies there",
+        "worst": "pictures of so many worst scenes per model and mode (default: 3)",
+        "rank-by": "the metric that says which are the worst (default: pose_translation_m)",
+        "save-representative": "export the best, middle and worst scene per model and mode, as infer does",
+    },
+    iterable=[*SELECTION, "models"],
+    auto_shortflags=False,
+)
+def evaluate(
+    _: Context,
+    models: list[str] | None = None,
+    mode: str | None = None,
+    root: str | None = None,
+    depth_root: str | None = None,
+    split: list[str] | None = None,
+    scenario: list[str] | None = None,
+    agent: list[str] | None = None,
+    frame: list[str] | None = None,
+    frames: str | None = None,
+    sample: str | None = None,
+    seed: str | None = None,
+    main_agent: str | None = None,
+    min_agents: str | None = None,
+    every_agent: bool = False,
+    inputs: str | None = None,
+    num_views: str | None = None,
+    resolution: str | None = None,
+    device: str | None = None,
+    amp: str | None = None,
+    reference: str | None = None,
+    z_range: str | None = None,
+    radius: str | None = None,
+    bev_cell: str | None = None,
+    bev_extent: str | None = None,
+    chamfer_points: str | None = None,
+    out: str | None = None,
+    overwrite: bool = False,
+    worst: str | None = None,
+    rank_by: str | None = None,
+    save_representative: bool = False,
+) -> None:
+    """Measures checkpoints side by side: pose, depth, scale, Chamfer, BEV; the network sees images only."""
+    run(
+        "-m",
+        "mapanything.tools.evaluate",
+        *models_option(models or []),
+        *option("mode", mode),
+        *path_option("root", root),
+        *(option if depth_root == "none" else path_option)("depth-root", depth_root),
+        *selection(split or [], scenario or [], agent or [], frame or []),
+        *path_option("frames", frames),
+        *option("sample", sample),
+        *option("seed", seed),
+        *option("main-agent", main_agent),
+        *option("min-agents", min_agents),
+        *option("every-agent", every_agent),
+        *option("inputs", inputs),
+        *option("num-views", num_views),
+        *option("resolution", resolution),
+        *option("device", device),
+        *option("amp", amp),
+        *option("reference", reference),
+        *option("z-range", z_range),
+        *option("radius", radius),
+        *option("bev-cell", bev_cell),
+        *option("bev-extent", bev_extent),
+        *option("chamfer-points", chamfer_points),
+        *path_option("out", out),
+        *option("overwrite", overwrite),
+        *option("worst", worst),
+        *option("rank-by", rank_by),
+        *option("save-representative", save_representative),
+        *after_dashes(),
+    )
+
+
 @task(
     help={
         "kind": "pose (clouds, boxes and cameras in space) or frame (LiDAR and boxes drawn over the four images)",
@@ -422,4 +673,53 @@ def image(
         *path_option("save", save),
         *path_option("load", load),
         *option("verify", verify),
+    )
+
+
+@task(
+    help={
+        "stage": "of training: 1, 2 or 3 (default)",
+        "gpu-gb": "memory that the card is sold with (default: 24)",
+        "model": "a file of configs/model (default: mapanything, which is v1.1)",
+        "views": "views of a scene; several with commas (default: the stage's)",
+        "batch": "scenes at a time; several with commas (default: the stage's budget of images, divided by the views)",
+        "resolution": "image size as WIDTHxHEIGHT; several with commas (default: the stage's and the other one in use)",
+        "world-size": "GPUs (default: the stage's)",
+        "o": "KEY=VALUE, any entry of the configuration; may be repeated",
+        "measure": "run the step on this machine's GPU and compare it with its plan",
+        "json": "print JSON instead of a table",
+        "jobs": DATA_HELP["jobs"],
+    },
+    iterable=["o"],
+    auto_shortflags=False,
+)
+def plan_memory(
+    _: Context,
+    stage: str | None = None,
+    gpu_gb: str | None = None,
+    model: str | None = None,
+    views: str | None = None,
+    batch: str | None = None,
+    resolution: str | None = None,
+    world_size: str | None = None,
+    o: list[str] | None = None,
+    measure: bool = False,
+    json: bool = False,
+    jobs: str | None = None,
+) -> None:
+    """Says what fits on a card before it is tried: batches × ways to save memory, traced without a GPU."""
+    run(
+        "-m",
+        "mapanything.tools.plan_memory",
+        *option("stage", stage),
+        *option("gpu-gb", gpu_gb),
+        *option("model", model),
+        *option("views", views),
+        *option("batch", batch),
+        *option("resolution", resolution),
+        *option("world-size", world_size),
+        *(argument for entry in o or [] for argument in option("o", entry)),
+        *option("measure", measure),
+        *option("json", json),
+        *option("jobs", jobs),
     )

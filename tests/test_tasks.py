@@ -48,10 +48,14 @@ COMMANDS = {
     "check-data": (),
     "demo": (),
     "doctor": (),
+    "evaluate": (),
+    "infer": (),
     "link-data": (),
     "lock": (),
     "make-depth": (),
     "make-sample": (),
+    "plan-memory": (),
+    "runs": (),
     "tree": (),
     "viz": ("pose",),
 }
@@ -94,6 +98,15 @@ def test_paths_are_meant_from_where_it_was_called(
     tasks.tree(Context(), root="here")
     command = ("-m", "mapanything.tools.tree", "--root")
     assert ran == [(*command, str(tmp_path / "here"), "--depth-root", "/there"), (*command, "here")]
+
+
+def test_models_are_paths_from_where_it_was_called(
+    ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tasks.evaluate(Context(), models=["a=x.pth, b=/y.pth", "c=z"], depth_root="none")
+    words = (f"a={tmp_path / 'x.pth'}", "b=/y.pth", f"c={tmp_path / 'z'}")
+    assert ran == [("-m", "mapanything.tools.evaluate", "--models", *words, "--depth-root", "none")]
 
 
 def test_test_passes_arguments_with_their_quotes(ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch) -> None:

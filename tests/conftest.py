@@ -65,3 +65,15 @@ def _from_environment(name: str) -> Path:
     path = Path(value)
     assert path.is_dir(), f"{name}={value} is no folder"
     return path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` are skipped where there is none; torch is only asked where there are such tests."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU on this host"))

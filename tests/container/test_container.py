@@ -91,7 +91,15 @@ def test_tests_pass_inside(host: Host) -> None:
 
     The rooms where the place matters (files, pictures, processes); the arithmetic of the others is tested on the host.
     """
-    rooms = ("opv2v", "datasets", "visualization", "inference", "tools", "models/test_infer.py", "train/test_training.py")
+    rooms = (
+        "opv2v",
+        "datasets",
+        "visualization",
+        "inference",
+        "tools",
+        "models/test_model_infer.py",
+        "train/test_training.py",
+    )
     real = ("-e", "OPV2V_REAL_ROOT=data/opv2v_images") if "OPV2V_REAL_ROOT" in os.environ else ()
     done = host.run("test", "--", "-m", "not slow", *(f"tests/{room}" for room in rooms), options=real, timeout_s=1200)
     assert done.returncode == 0, done.stdout

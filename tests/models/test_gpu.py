@@ -11,10 +11,7 @@ from test_network import AUGMENTED, everything, images, tiny
 from mapanything.tools import parity
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "parity" / "network.pt"
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU on this host"),
-]
+pytestmark = pytest.mark.gpu
 
 
 def test_a_card_computes_what_upstream_does():

@@ -204,7 +204,7 @@ def _in_parallel(items: list[tuple[Any, ...]], jobs: int, bar: tqdm, step: int) 
     # spawn: a forked child of a process with threads (BLAS, torch) may hang
     pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
     try:
-        with _ignoring_ctrl_c():
+        with _holding_ctrl_c():
             pending = {pool.submit(write_frame, *item) for item in items}
         while pending:
             done, pending = wait(pending, return_when=FIRST_COMPLETED)
@@ -218,16 +218,25 @@ def _in_parallel(items: list[tuple[Any, ...]], jobs: int, bar: tqdm, step: int) 
 
 
 @contextmanager
-def _ignoring_ctrl_c() -> Iterator[None]:
-    """For workers that are started in here and inherit it: Ctrl-C is this process's to answer, they only show tracebacks."""
+def _holding_ctrl_c() -> Iterator[None]:
+    """For workers that are started in here: Ctrl-C is this process's to answer, they would only show tracebacks.
+
+    The signal is blocked in this thread, which the workers inherit. One that comes meanwhile (another thread may take it) is
+    remembered and answered at the end of the block: ignoring it instead would lose it.
+    """
     if current_thread() is not main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    held: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+    if held:
+        raise KeyboardInterrupt
 
 
 def _mark(roots: list[Path], options: SampleOptions, scenarios: list[ScenarioPlan], finished: bool) -> None:

@@ -49,12 +49,12 @@ def main() -> int:
     parser.add_argument("suite", nargs="?", choices=SUITES, default="data", help="what to measure (default: %(default)s)")
     parser.add_argument("--root", type=Path, metavar="DIR",
                         help=f"image root whose first complete frame is used (default: {IMAGES}, else generated)")  # fmt: skip
-    parser.add_argument("--rounds", type=int, metavar="N", help="timed rounds (default: data 9, model 1)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="timed rounds (default: data 9, model 2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args()
     if args.rounds is not None and args.rounds < 1:
         raise InputError(f"--rounds {args.rounds}: give 1 or more")
-    rows, fine = bench_data(args.root, args.rounds or 9) if args.suite == "data" else bench_model(args.rounds or 1)
+    rows, fine = bench_data(args.root, args.rounds or 9) if args.suite == "data" else bench_model(args.rounds or 2)
     if args.json:
         content = json.dumps({"machine": machine(), "figures": rows}, indent=1, allow_nan=False)
         write_atomic(args.json, (content + "\n").encode())

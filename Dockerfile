@@ -90,7 +90,7 @@ COPY . .
 RUN --mount=type=bind,source=docker/build,target=/mnt \
     chmod -R u=rwX,go=rX .; \
     install -D -m 755 docker/entrypoint /out/usr/local/bin/entrypoint; \
-    PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0 python3 -m compileall -f -q --invalidation-mode unchecked-hash mapanything tests tasks.py; \
+    PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0 python3 -m compileall -f -q --invalidation-mode unchecked-hash mapanything tests tasks.py task_options.py; \
     bash /mnt/set-times /out
 
 # ---------------------------------------------------------------------------------------------------------------------

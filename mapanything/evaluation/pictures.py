@@ -11,7 +11,7 @@ from mapanything.evaluation.clouds import sample_rows
 from mapanything.evaluation.metrics import Float, proper_poses
 from mapanything.evaluation.scene import Truth, in_one_frame
 from mapanything.inference.predict import Reconstruction
-from mapanything.visualization import plots, render
+from mapanything.visualization import figures, render
 from mapanything.visualization.scenes import Cameras, Cloud
 
 PREDICTED, TRUE = np.array([255, 145, 0], np.uint8), np.array([0, 229, 255], np.uint8)
@@ -40,11 +40,11 @@ def scene_png(predicted: Reconstruction, truth: Truth, title: str) -> bytes:
     above = render.View.look_at(
         (0.0, -70.0 - 2 * reach, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 1.0), width=PANEL[0], height=PANEL[1], **_style()
     )
-    figure = plots.new_figure(*SIZE)
+    figure = figures.new_figure(*SIZE)
     for column, view in enumerate((render.chase_view(*PANEL, **_style()), above)):
         image = render.render(items, view)
         figure.figimage(image, 5 + column * (PANEL[0] + 10), SIZE[1] - 60 - PANEL[1], origin="upper")
-    figure.text(0.006, 1 - 30 / SIZE[1], title, color=plots.LIGHT, fontsize=13, va="center")
+    figure.text(0.006, 1 - 30 / SIZE[1], title, color=figures.LIGHT, fontsize=13, va="center")
     legend = {"predicted cameras; predicted points in the images' colours": PREDICTED, "true cameras and points": TRUE}
     for line, (text, color) in enumerate(legend.items()):
         rgb = tuple((color / 255).tolist())
@@ -52,11 +52,11 @@ def scene_png(predicted: Reconstruction, truth: Truth, title: str) -> bytes:
     shown = min(views, 8)
     for i in range(shown):
         _thumbnail(figure, predicted.colours[i], f"{truth.agents[i]} {truth.cameras[i]}", i, shown)
-    return plots.png_bytes(figure)
+    return figures.png_bytes(figure)
 
 
 def _style() -> dict[str, Any]:
-    return {"background": plots.BACKGROUND, "point_size": 1.5, "line_width": 2.0, "supersample": 2}
+    return {"background": figures.BACKGROUND, "point_size": 1.5, "line_width": 2.0, "supersample": 2}
 
 
 def _clouds(predicted: Reconstruction, truth: Truth, placed: Float) -> list[Cloud]:
@@ -90,4 +90,4 @@ def _thumbnail(figure: Any, image: NDArray[np.uint8], name: str, place: int, cou
     axes.imshow(image)
     axes.set_axis_off()
     y = (bottom + height + 10) / SIZE[1]
-    figure.text(left / SIZE[0], y, name, color=plots.LIGHT, fontsize=10, va="center")
+    figure.text(left / SIZE[0], y, name, color=figures.LIGHT, fontsize=10, va="center")

@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mapanything.errors import InputError
+from mapanything.files import remove_stale_temporaries, write_atomic
 from mapanything.inference.clouds import CLOUD_FROM_CV, ENCODERS
 from mapanything.inference.predict import Reconstruction
 from mapanything.inference.select import SceneKey
 from mapanything.opv2v.depth import write_depth_npy, write_depth_png
-from mapanything.opv2v.files import remove_stale_temporaries, write_atomic
 
 FORMAT = 1  # of the folder; a change of what a file means must raise it
 RECORD = "scene.json"

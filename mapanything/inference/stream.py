@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import multiprocessing
 import queue
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +22,7 @@ from mapanything.inference.export import Settings, scene_folder, write_scene
 from mapanything.inference.predict import predict_scene, reconstruct
 from mapanything.inference.select import Scene, SceneKey, depth_layout, load_scene
 from mapanything.models.mapanything import MapAnything
+from mapanything.processes import holding_ctrl_c
 
 READERS, WRITERS = 3, 3
 Report = Callable[[SceneKey, str], None]  # a scene is done; what is wrong with it, '' if nothing
@@ -139,7 +137,7 @@ def _run_in_processes(job: Job, keys: Sequence[SceneKey], devices: Sequence[str]
         for i, device in enumerate(devices)
     ]
     try:
-        with _without_interrupts():
+        with holding_ctrl_c():  # a terminal sends it to all: the parent ends them and says so once
             for process in processes:
                 process.start()
         running = set(range(len(processes)))
@@ -161,19 +159,6 @@ def _run_in_processes(job: Job, keys: Sequence[SceneKey], devices: Sequence[str]
         for process in processes:
             if process.is_alive():
                 process.terminate()
-
-
-@contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Processes started in here never see a Ctrl-C, which a terminal sends to all: the parent ends them and says so once."""
-    if threading.current_thread() is not threading.main_thread():  # handlers belong to the main thread
-        yield
-        return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
 
 
 def _check_alive(processes: Sequence[Any], running: set[int], devices: Sequence[str], messages: Any) -> None:

@@ -8,6 +8,7 @@ upstream's training adds (its Hydra config, a NumPy scalar) are replaced by empt
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import mmap
 import pickle
@@ -104,6 +105,17 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     elif VEHICLE_ID in shapes and not config.vehicle_id.num_roles:
         config = replace(config, vehicle_id=VehicleIdConfig(num_roles=shapes[VEHICLE_ID][0]))
     return Checkpoint(tensors, config, path, mapped)
+
+
+def checkpoint_sha256(path: Path) -> str:
+    """SHA-256 of a file; of a folder, over the names and SHA-256 of its config.json and safetensors files."""
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    whole = hashlib.sha256()
+    for part in sorted([*path.glob("*.json"), *path.glob("*.safetensors")]):
+        whole.update(f"{part.name} {checkpoint_sha256(part)}\n".encode())
+    return whole.hexdigest()
 
 
 def read_tensors(path: str | Path) -> Checkpoint:

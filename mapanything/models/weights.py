@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mapanything.errors import InputError
+from mapanything.files import flush, umask
 from mapanything.models.architecture import VEHICLE_ID, describe
 from mapanything.models.checkpoint import CONFIG, INDEX, WEIGHTS, Checkpoint, plain_name, read_checkpoint, read_tensors
 from mapanything.models.config import ModelConfig
@@ -162,19 +163,19 @@ def save_pretrained(model: nn.Module, folder: str | Path) -> None:
             save_file(tensors, aside / WEIGHTS, metadata=metadata)
             (aside / CONFIG).write_text(text)
             # What safetensors and mkdtemp make is the owner's alone.
-            aside.chmod(0o777 & ~_umask())
-            (aside / WEIGHTS).chmod(0o666 & ~_umask())
+            aside.chmod(0o777 & ~umask())
+            (aside / WEIGHTS).chmod(0o666 & ~umask())
             for path in (aside / WEIGHTS, aside / CONFIG, aside):
-                _flush(path)
+                flush(path)
             if exists:
                 # Never new weights beside the old config: weights alone can be read, for the known networks.
                 (folder / CONFIG).unlink(missing_ok=True)
                 os.replace(aside / WEIGHTS, folder / WEIGHTS)
                 os.replace(aside / CONFIG, folder / CONFIG)
-                _flush(folder)
+                flush(folder)
             else:
                 os.replace(aside, folder)
-            _flush(folder.parent)
+            flush(folder.parent)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     except (OSError, SafetensorError) as error:
@@ -237,17 +238,3 @@ def _merged(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
             value = _merged(values[name], value)
         values[name] = value
     return values
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

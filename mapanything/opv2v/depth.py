@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mapanything.errors import InputError
+from mapanything.files import write_atomic
 from mapanything.geometry import carla
 from mapanything.geometry.zbuffer import depth_from_points
-from mapanything.opv2v.files import write_atomic
 from mapanything.opv2v.frame import Camera
 from mapanything.opv2v.png import read_png16
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mapanything.errors import InputError
-from mapanything.opv2v.files import write_atomic
+from mapanything.files import write_atomic
 from mapanything.opv2v.layout import SPLITS, FrameKey
 
 HEADER = "# written by check-data: the next --write-exclude to this file replaces it"

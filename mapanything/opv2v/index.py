@@ -20,11 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mapanything.errors import InputError
+from mapanything.files import cache_dir, write_atomic
 from mapanything.geometry import carla
 from mapanything.geometry.rigid import invert
-from mapanything.opv2v.files import cache_dir, write_atomic
 from mapanything.opv2v.frame import read_frame
 from mapanything.opv2v.layout import NUM_CAMERAS, YAML, FrameKey, Selection, scan
+from mapanything.processes import holding_ctrl_c
 
 VERSION = 1  # of the cache file; a change of what parsing means must raise it
 _INLINE = 64  # up to so many files, starting processes costs more than it saves
@@ -176,7 +177,9 @@ def _parse_all(paths: list[Path], jobs: int, progress: bool, split: str) -> Iter
             return
         with ProcessPoolExecutor(jobs) as pool:
             try:
-                for parsed in pool.map(_parse, paths, chunksize=32):
+                with holding_ctrl_c():
+                    results = pool.map(_parse, paths, chunksize=32)
+                for parsed in results:
                     yield parsed
                     bar.update()
             except BrokenProcessPool as error:

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mapanything.errors import InputError
 from mapanything.models.config import ARCHITECTURES
 from mapanything.models.mapanything import MapAnything
+from mapanything.tools.timing import spread_of
 
 SIZE = (392, 518)  # height, width
 GPU_SIZE = (518, 518)
@@ -66,12 +67,14 @@ CASES = (
 
 @dataclass(frozen=True)
 class Measured:
-    """Processor seconds per thread of ours and of the reference, ours in wall seconds, and ours in peak resident memory."""
+    """Processor seconds per thread of ours and of the reference, ours in wall seconds (the best of the repeats each), and ours
+    in peak resident memory. `spread`: the least and the largest ratio of a repeat, where there were several."""
 
     cpu_s: float
     reference_s: float
     wall_s: float
     peak_gib: float
+    spread: tuple[float, float] | None
 
 
 def random_network(name: str, device: torch.device) -> MapAnything:
@@ -124,13 +127,15 @@ def run_case(case: Case, repeats: int) -> Measured:
         call("fp16" if case.call == "infer" else case.precision)
 
     model.infer(views_of(1, (28, 28), device))
-    ours, wall = seconds(lambda: call(case.precision))
+    ours, theirs = [seconds(lambda: call(case.precision))], []
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB -> GiB
-    theirs, _ = seconds(reference)
-    for _ in range(repeats - 1):
-        ours, wall = min((ours, wall), seconds(lambda: call(case.precision)))
-        theirs = min(theirs, seconds(reference)[0])
-    return Measured(ours, theirs, wall, peak_gib)
+    for repeat in range(repeats):
+        if repeat:
+            ours.append(seconds(lambda: call(case.precision)))
+        theirs.append(seconds(reference)[0])
+    ratios = [other / own for (own, _), other in zip(ours, theirs, strict=True)]
+    cpu, wall = min(ours)
+    return Measured(cpu, min(theirs), wall, peak_gib, spread_of(ratios))
 
 
 def seconds(call: Callable[[], None]) -> tuple[float, float]:

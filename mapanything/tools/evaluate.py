@@ -13,12 +13,21 @@ import math
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mapanything.errors import InputError, run_command
-from mapanything.tools.options import DEPTH, add_data_options, selection
+from mapanything.tools.options import (
+    DEPTH,
+    add_data_options,
+    length,
+    parse_device,
+    parse_resolution,
+    positive,
+    selection,
+    whole,
+)
 
 MODES = {"single": ("single",), "coop": ("coop",), "both": ("single", "coop")}
 NAME = re.compile(r"[\w.+-]{1,60}\Z", re.ASCII)  # of a model: a folder's name and a cell of a table
@@ -40,18 +49,18 @@ def _parser() -> argparse.ArgumentParser:
     which = parser.add_argument_group("which timestamps (default: all of the selection)")
     which.add_argument("--frames", type=Path, metavar="FILE",
                        help="list of split/scenario/frame or split/scenario/agent/frame lines")  # fmt: skip
-    which.add_argument("--sample", type=_positive, metavar="N", help="draw N timestamps")
-    which.add_argument("--seed", type=_whole, default=0, help="of every random choice (default: %(default)s)")
+    which.add_argument("--sample", type=positive, metavar="N", help="draw N timestamps")
+    which.add_argument("--seed", type=whole, default=0, help="of every random choice (default: %(default)s)")
     which.add_argument("--main-agent", "--main_agent", metavar="NAME",
                        help="where it is there, else the first vehicle (default: 641)")  # fmt: skip
-    which.add_argument("--min-agents", "--min_agents", type=_positive, metavar="N",
+    which.add_argument("--min-agents", "--min_agents", type=positive, metavar="N",
                        help="timestamps with fewer vehicles are left out (default: 2; with --mode single 1)")  # fmt: skip
     which.add_argument("--every-agent", "--every_agent", action="store_true",
                        help="single: every vehicle of a timestamp, not the main agent alone")  # fmt: skip
     sees = parser.add_argument_group("what the network sees")
     sees.add_argument("--inputs", default="images", metavar="LIST",
                       help="images, and of intrinsics,poses,depth what is named (default: %(default)s)")  # fmt: skip
-    sees.add_argument("--num-views", "--num_views", type=_positive, default=8, metavar="N",
+    sees.add_argument("--num-views", "--num_views", type=positive, default=8, metavar="N",
                       help="most views of a scene, whole vehicles first (default: %(default)s)")  # fmt: skip
     sees.add_argument("--resolution", nargs="+", metavar="N",
                       help="width and height, multiples of 14 (default: single 518 392, coop 448 252)")  # fmt: skip
@@ -63,17 +72,17 @@ def _parser() -> argparse.ArgumentParser:
                      help="true cloud: the views' known depths, or the LiDAR sweeps (default: %(default)s)")  # fmt: skip
     how.add_argument("--z-range", "--z_range", nargs="+", default=["-3", "1"], metavar="M",
                      help="of the filtered figures: lowest and highest metres above the LiDAR (default: -3 1)")  # fmt: skip
-    how.add_argument("--radius", type=_length, default=50.0, metavar="M",
+    how.add_argument("--radius", type=length, default=50.0, metavar="M",
                      help="of the filtered figures: horizontal, from the main agent (default: %(default)s)")  # fmt: skip
-    how.add_argument("--bev-cell", "--bev_cell", type=_length, default=0.5, metavar="M", help="(default: %(default)s)")
-    how.add_argument("--bev-extent", "--bev_extent", type=_length, default=50.0, metavar="M",
+    how.add_argument("--bev-cell", "--bev_cell", type=length, default=0.5, metavar="M", help="(default: %(default)s)")
+    how.add_argument("--bev-extent", "--bev_extent", type=length, default=50.0, metavar="M",
                      help="metres to each side (default: %(default)s)")  # fmt: skip
-    how.add_argument("--chamfer-points", "--chamfer_points", type=_positive, default=200_000, metavar="N",
+    how.add_argument("--chamfer-points", "--chamfer_points", type=positive, default=200_000, metavar="N",
                      help="points of each cloud that look for their neighbour (default: %(default)s)")  # fmt: skip
     results = parser.add_argument_group("results")
     results.add_argument("--out", type=Path, metavar="DIR", help="(default: visualization_outputs/<date>/evaluation)")
     results.add_argument("--overwrite", action="store_true", help="replace the evaluation that lies there")
-    results.add_argument("--worst", type=_whole, default=3, metavar="N",
+    results.add_argument("--worst", type=whole, default=3, metavar="N",
                          help="pictures of the N worst scenes per model and mode, 0: none (default: %(default)s)")  # fmt: skip
     results.add_argument("--rank-by", "--rank_by", default="pose_translation_m", metavar="COLUMN",
                          help="which scenes are the worst (default: %(default)s)")  # fmt: skip
@@ -85,9 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     paths = parse_models(args.models)
-    low, high = _two(args.z_range, float, "--z-range", "the lower and the higher, e.g. -3 1")
-    if not -math.inf < low < high < math.inf:
-        raise InputError(f"--z-range {low:g} {high:g}: give the lower height first, then the higher")
+    low, high = _heights(args.z_range)
     if 2 * args.bev_extent / args.bev_cell > 20_000:
         raise InputError(f"--bev-cell {args.bev_cell:g}: more than 20000 cells a side; give larger cells")
     depth_root = None if args.depth_root and str(args.depth_root) == "none" else args.depth_root or DEPTH
@@ -107,8 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if depth_root is None and ("depth" in inputs or args.reference == "depth"):
         raise InputError("--depth-root none: then the true cloud is --reference lidar, and depth is no input")
     depth_layout(depth_root)
-    resolution = _resolution(args.resolution)
-    device = _device(args.device)
+    resolution = parse_resolution(args.resolution)
+    device = parse_device(args.device)
     prepare_out(out, args.overwrite)
     modes = MODES[args.mode]
     choice = Choice(
@@ -222,8 +229,7 @@ def _what_makes_it(paths: dict[str, Path], root: Path, device: str) -> tuple[tup
     from mapanything.environment import fingerprint
     from mapanything.evaluation.evaluate import Model
     from mapanything.models.architecture import name_of
-    from mapanything.models.checkpoint import read_checkpoint
-    from mapanything.tools.infer import checkpoint_sha256
+    from mapanything.models.checkpoint import checkpoint_sha256, read_checkpoint
 
     models = []
     for name, path in paths.items():
@@ -252,53 +258,15 @@ def _what_makes_it(paths: dict[str, Path], root: Path, device: str) -> tuple[tup
     return tuple(models), made_with, provenance
 
 
-def _device(text: str) -> str:
-    import torch
-
-    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    name = {"auto": there[min(1, len(there) - 1)], "cuda": "cuda:0"}.get(text, text)
-    if name not in there:
-        raise InputError(f"--device {text}: not on this machine, which has {', '.join(there)}")
-    return name
-
-
-def _resolution(words: list[str] | None) -> tuple[int, int] | None:
-    from mapanything.datasets.views import check_resolution
-
-    if words is None:
-        return None
-    return check_resolution(_two([word.replace("x", " ") for word in words], int, "--resolution", "e.g. 518 392"))
-
-
-def _two(words: Sequence[str], kind: Callable[[str], Any], name: str, example: str) -> list[Any]:
-    """Two numbers, in one word or two."""
+def _heights(words: Sequence[str]) -> tuple[float, float]:
+    """--z-range: two numbers, in one word or two."""
     try:
-        first, second = (kind(word) for word in " ".join(words).replace(",", " ").split())
+        low, high = (float(word) for word in " ".join(words).replace(",", " ").split())
     except ValueError as error:
-        raise InputError(f"{name} {' '.join(words)}: give two numbers, {example}") from error
-    return [first, second]
-
-
-def _whole(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r}: give a number from 0 on")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r}: give a number from 1 on")
-    return int(text)
-
-
-def _length(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise ValueError
-    return value
-
-
-_length.__name__ = "length in metres"  # argparse's message names it
+        raise InputError(f"--z-range {' '.join(words)}: give two numbers, the lower and the higher, e.g. -3 1") from error
+    if not -math.inf < low < high < math.inf:
+        raise InputError(f"--z-range {low:g} {high:g}: give the lower height first, then the higher")
+    return low, high
 
 
 if __name__ == "__main__":

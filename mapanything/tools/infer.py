@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import hashlib
 import os
 import shutil
 import sys
@@ -19,7 +18,7 @@ from typing import Any
 
 from mapanything.errors import InputError, run_command
 from mapanything.inference.clouds import CLOUD_FROM_CV, ENCODERS
-from mapanything.tools.options import DEPTH, add_data_options, selection
+from mapanything.tools.options import DEPTH, add_data_options, parse_devices, parse_resolution, positive, selection
 
 AMP = ("auto", "bf16", "fp16", "fp32")
 
@@ -33,11 +32,11 @@ def _parser() -> argparse.ArgumentParser:
     add_data_options(parser, f"depth maps, only read where depth is an input (default: {DEPTH})")
     parser.add_argument("--agents", action="append", dest="agent", metavar="NAME", default=[],
                         help="the same as --agent; with --coop the vehicles that take part")  # fmt: skip
-    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N scenes of the selection")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N scenes of the selection")
     parser.add_argument("--coop", action="store_true", help="all (chosen) vehicles of a timestamp as one scene")
     parser.add_argument("--main-agent", "--main_agent", default=None, metavar="NAME",
                         help="with --coop, the vehicle whose LiDAR frame it is (default: 641, else the first)")  # fmt: skip
-    parser.add_argument("--num-views", "--num_views", type=_positive, metavar="N",
+    parser.add_argument("--num-views", "--num_views", type=positive, metavar="N",
                         help="most views of a scene, whole vehicles first (default: all cameras)")  # fmt: skip
     parser.add_argument("--checkpoint", type=Path, metavar="PATH",
                         help=".pth, .safetensors or a folder with config.json; the network is the one it holds")  # fmt: skip
@@ -73,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     inputs = parse_inputs(args.inputs)
     mode = "coop" if args.coop else "single"
-    resolution = _resolution(args.resolution) or RESOLUTION[mode]
-    devices = _devices(args.device)
+    resolution = parse_resolution(args.resolution) or RESOLUTION[mode]
+    devices = parse_devices(args.device)
     amp = args.amp if args.amp != "auto" else "fp32" if set(devices) == {"cpu"} else "bf16"
     out = args.save_pred_dir or Path("visualization_outputs") / datetime.date.today().isoformat() / "predictions"
     depth_root = (args.depth_root or DEPTH) if "depth" in inputs else None
@@ -134,7 +133,7 @@ def _what_makes_it(args: argparse.Namespace, amp: str, devices: list[str]) -> di
 
     from mapanything.environment import fingerprint
     from mapanything.models.architecture import name_of
-    from mapanything.models.checkpoint import read_checkpoint
+    from mapanything.models.checkpoint import checkpoint_sha256, read_checkpoint
 
     config = read_checkpoint(args.checkpoint).known_config()
     code = fingerprint()
@@ -158,17 +157,6 @@ def _what_makes_it(args: argparse.Namespace, amp: str, devices: list[str]) -> di
             "torch": torch.__version__,
         },
     }
-
-
-def checkpoint_sha256(path: Path) -> str:
-    """SHA-256 of a file; of a folder, over the names and SHA-256 of its config.json and safetensors files."""
-    if not path.is_dir():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    whole = hashlib.sha256()
-    for part in sorted([*path.glob("*.json"), *path.glob("*.safetensors")]):
-        whole.update(f"{part.name} {checkpoint_sha256(part)}\n".encode())
-    return whole.hexdigest()
 
 
 def _existing(folder: Path) -> Path:
@@ -195,50 +183,12 @@ def _check_space(out: Path, needed: int) -> None:
         )
 
 
-def _devices(text: str) -> list[str]:
-    """Names for torch; InputError where there is no such device."""
-    import torch
-
-    count = torch.cuda.device_count()
-    gpus = [f"cuda:{i}" for i in range(count)]
-    if text == "auto":
-        return gpus or ["cpu"]
-    devices: list[str] = []
-    for name in filter(None, (part.strip() for part in text.split(","))):
-        if name == "cuda" and gpus:
-            devices += gpus
-        elif name == "cpu" or name in gpus:
-            devices.append(name)
-        else:
-            raise InputError(f"--device {name}: not on this machine, which has {', '.join(['cpu', *gpus])}")
-    if not devices:
-        raise InputError("--device: give cpu or cuda")
-    return devices
-
-
-def _resolution(words: list[str] | None) -> tuple[int, int] | None:
-    if words is None:
-        return None
-    from mapanything.datasets.views import check_resolution
-
-    numbers = " ".join(words).replace("x", " ").replace(",", " ").split()
-    if not all(number.isascii() and number.isdigit() for number in numbers):
-        raise InputError(f"--resolution {' '.join(words)}: give width and height, e.g. 518 392")
-    return check_resolution([int(number) for number in numbers])
-
-
 def _names(text: str, known: dict[str, Any], what: str) -> tuple[str, ...]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise InputError(f"--{what} {text}: give some of {', '.join(known)} with commas, or none")
     return tuple(name for name in known if name in names)
-
-
-def _positive(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r}: give a number from 1 on")
-    return int(text)
 
 
 if __name__ == "__main__":

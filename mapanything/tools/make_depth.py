@@ -17,11 +17,12 @@ from functools import partial
 from pathlib import Path
 
 from mapanything.errors import InputError, run_command
+from mapanything.files import remove_stale_temporaries
 from mapanything.opv2v.depth import lidar_depth, write_depth_npy, write_depth_png
-from mapanything.opv2v.files import remove_stale_temporaries
 from mapanything.opv2v.frame import read_frame
 from mapanything.opv2v.layout import DEPTH_PATTERN, PCD, YAML, DepthLayout, FrameKey, FramePaths, scan
 from mapanything.opv2v.pcd import read_pcd
+from mapanything.processes import holding_ctrl_c
 from mapanything.tools.options import DEPTH, add_data_options, add_jobs, selection
 
 FORMATS = {"npy": ("npy",), "png": ("png",), "both": ("npy", "png")}
@@ -100,7 +101,9 @@ def _run(work: Work, keys: list[FrameKey], jobs: int) -> Iterator[tuple[int, str
         return
     with ProcessPoolExecutor(jobs) as pool:
         try:
-            yield from pool.map(task, keys, chunksize=8)
+            with holding_ctrl_c():
+                results = pool.map(task, keys, chunksize=8)
+            yield from results
         except BrokenProcessPool as error:
             raise InputError("a worker process was killed (out of memory?); run again with a smaller --jobs") from error
         except BaseException:

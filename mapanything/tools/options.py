@@ -1,11 +1,14 @@
-"""The options that every data task shares: which data, which part of it, how many processes."""
+"""The options that tasks share: which data, which part of it, how many processes; numbers, image sizes and devices."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+from mapanything.errors import InputError
 from mapanything.opv2v.layout import Selection
 
 IMAGES = Path("data/opv2v_images")
@@ -24,7 +27,7 @@ def add_data_options(parser: argparse.ArgumentParser, depth: str) -> None:
 
 def add_jobs(parser: argparse.ArgumentParser) -> None:
     """Adds --jobs."""
-    parser.add_argument("--jobs", type=_positive, default=len(os.sched_getaffinity(0)), metavar="N",
+    parser.add_argument("--jobs", type=positive, default=len(os.sched_getaffinity(0)), metavar="N",
                         help="processes (default: one per core, %(default)s here)")  # fmt: skip
 
 
@@ -37,7 +40,77 @@ def selection(args: argparse.Namespace) -> Selection:
     return Selection(names(args.split), names(args.scenario), names(args.agent), names(args.frame))
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """An argument's type: 1, 2, ..."""
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r}: give a number from 1 on")
     return int(text)
+
+
+def whole(text: str) -> int:
+    """An argument's type: 0, 1, 2, ..."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number from 0 on")
+    return int(text)
+
+
+def length(text: str) -> float:
+    """An argument's type: a number above 0, of metres or pixels."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number above 0")
+    return value
+
+
+def parse_resolution(words: Sequence[str] | None) -> tuple[int, int] | None:
+    """Width and height of `--resolution W H`, WxH or W,H.
+
+    Raises:
+        InputError: no two multiples of the network's patch size.
+    """
+    if words is None:
+        return None
+    from mapanything.datasets.views import check_resolution
+
+    numbers = " ".join(words).replace("x", " ").replace(",", " ").split()
+    if len(numbers) != 2 or not all(number.isascii() and number.isdigit() for number in numbers):
+        raise InputError(f"--resolution {' '.join(words)}: give width and height, e.g. 518 392")
+    return check_resolution([int(number) for number in numbers])
+
+
+def parse_devices(text: str) -> list[str]:
+    """torch's names for `--device`: cpu, cuda (all GPUs), cuda:N, several with commas; auto: all GPUs, else cpu.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    import torch
+
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if text == "auto":
+        return gpus or ["cpu"]
+    found: list[str] = []
+    for name in filter(None, (part.strip() for part in text.split(","))):
+        if name == "cuda" and gpus:
+            found += gpus
+        elif name == "cpu" or name in gpus:
+            found.append(name)
+        else:
+            raise InputError(f"--device {name}: not on this machine, which has {', '.join(['cpu', *gpus])}")
+    if not found:
+        raise InputError("--device: give cpu or cuda")
+    return found
+
+
+def parse_device(text: str) -> str:
+    """As `parse_devices`, for what works on one: of several GPUs the first.
+
+    Raises:
+        InputError: there is no such device; several.
+    """
+    if "," in text:
+        raise InputError(f"--device {text}: give one device")
+    return parse_devices(text)[0]

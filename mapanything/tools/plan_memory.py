@@ -23,6 +23,7 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 from mapanything.errors import InputError, run_command
+from mapanything.processes import holding_ctrl_c
 from mapanything.tools.options import add_jobs
 
 if TYPE_CHECKING:
@@ -153,7 +154,8 @@ class Planner:
         keys = [(way.settings, shape) for way in ways for shape in shapes if (way.settings, shape) not in self.traces]
         calls = [((f"stage=stage{self.stage}", *self.given, *settings), shape) for settings, shape in keys]
         apply = map if self.pool is None else self.pool.map
-        results = apply(_trace, *zip(*calls)) if calls else ()
+        with holding_ctrl_c():
+            results = apply(_trace, *zip(*calls)) if calls else ()
         show = sys.stderr.isatty() and len(keys) > 1
         for number, (key, result) in enumerate(zip(keys, results), 1):
             self.traces[key] = result

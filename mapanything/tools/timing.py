@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One line of the result. `ratio` is how many times ours is as fast; `goal` what it should be at least."""
+    """One line of the result. `ratio` is how many times ours is as fast, of the medians; `goal` what it should be at least."""
 
     name: str
     ours_ms: float
     reference: str
     reference_ms: float
     goal: float
+    spread: tuple[float, float] | None = None  # the least and the largest ratio of a round, where there were several
 
     @property
     def ratio(self) -> float:
         return self.reference_ms / self.ours_ms
 
 
+def spread_of(ratios: Sequence[float]) -> tuple[float, float] | None:
+    return (min(ratios), max(ratios)) if len(ratios) > 1 else None
+
+
+def with_spread(ratio: float, spread: Sequence[float] | None) -> str:
+    """`1.25 (1.10..1.31)`: of all rounds, and of the worst and the best one."""
+    return f"{ratio:.2f}" + (f" ({spread[0]:.2f}..{spread[1]:.2f})" if spread else "")
+
+
 def compare(
     name: str, ours: Callable[[], object], reference: str, theirs: Callable[[], object], goal: float, rounds: int = 9
 ) -> Figure:
-    """Times both in turns, a warm-up of each first. Returns medians."""
+    """Times both in turns, a warm-up of each first. Returns medians, and the spread of the rounds' ratios."""
     ours()
     theirs()
     times: tuple[list[float], list[float]] = ([], [])
@@ -35,4 +45,5 @@ def compare(
             start = time.perf_counter()
             function()
             into.append(1000 * (time.perf_counter() - start))
-    return Figure(name, statistics.median(times[0]), reference, statistics.median(times[1]), goal)
+    spread = spread_of([other / own for own, other in zip(*times, strict=True)])
+    return Figure(name, statistics.median(times[0]), reference, statistics.median(times[1]), goal, spread)

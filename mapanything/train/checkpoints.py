@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 import torch
 
 from mapanything.errors import InputError
+from mapanything.files import flush
 
 LAST, PREVIOUS, BEST, FINAL = (f"checkpoint-{name}.pth" for name in ("last", "previous", "best", "final"))
 FORMAT = 1  # of what `state` in state.py puts together
@@ -76,7 +77,7 @@ def write(path: Path, content: dict[str, Any], keep_previous: bool = False) -> i
         if keep_previous and path.exists():
             _keep(path)
         os.replace(aside, path)
-        _flush_folder(path.parent)
+        flush(path.parent)
         return path.stat().st_size
     except OSError as error:
         aside.unlink(missing_ok=True)
@@ -171,11 +172,3 @@ def clean(folder: Path) -> list[str]:
     for path in leftovers:
         path.unlink(missing_ok=True)
     return sorted(path.name for path in leftovers)
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

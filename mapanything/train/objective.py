@@ -31,7 +31,8 @@ class Objective(nn.Module):
         """Loss of a batch of V views (see `per_view`), its detached terms in the same unit, and what was predicted."""
         loss_of: Loss = self.criteria[f"for_{criterion}"]  # type: ignore[assignment]
         (teacher,), target = self._teacher, None
-        with torch.autocast(views[0]["img"].device.type, torch.bfloat16, enabled=self.amp):
+        # No cache of bf16 weights: each is used once a pass, and the cache would hold copies of all of them until its end.
+        with torch.autocast(views[0]["img"].device.type, torch.bfloat16, enabled=self.amp, cache_enabled=False):
             outputs = self.model.stacked(views)
             if teacher is not None and loss_of.needs_teacher:
                 with torch.no_grad():

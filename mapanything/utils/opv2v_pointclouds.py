@@ -6,6 +6,8 @@
     points = load_cloud("data/opv2v_images/train/2021_.../641/000069.pcd", "world")   # all agents in one frame
     agents = load_agents("data/opv2v_images", "train", "2021_...", "000069", "641")   # the main agent first
     scene = build_scene(agents)                                                       # for opv2v_viz.save_view_png
+    predicted = read_prediction(find_predictions("visualization_outputs/...")[0])     # what `invoke infer` wrote
+    errors = error_cloud(predicted.cloud, points)                                     # coloured by distance to the LiDAR
 
 Axes are OpenCV's (x right, y down, z forward), metres. The public names are those in `__all__`.
 """
@@ -23,6 +25,7 @@ from mapanything.geometry.rigid import transform
 from mapanything.opv2v.frame import read_frame
 from mapanything.opv2v.layout import find_splits, list_folders, scan_agent
 from mapanything.opv2v.pcd import read_pcd
+from mapanything.visualization.predictions import PredictedScene, error_cloud, find_predictions, read_prediction
 from mapanything.visualization.scenes import (
     AgentFrame,
     Boxes,
@@ -33,7 +36,8 @@ from mapanything.visualization.scenes import (
     vehicle_boxes,
 )
 
-__all__ = ["AgentFrame", "Boxes", "Cloud", "Scene", "build_scene", "load_agents", "load_cloud", "vehicle_boxes"]
+__all__ = ["AgentFrame", "Boxes", "Cloud", "PredictedScene", "Scene", "build_scene", "error_cloud", "find_predictions",
+           "load_agents", "load_cloud", "read_prediction", "vehicle_boxes"]  # fmt: skip
 
 
 def load_cloud(pcd: Path | str, frame: Literal["lidar", "world", "unreal"] = "lidar") -> NDArray[np.floating]:

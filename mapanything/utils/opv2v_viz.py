@@ -22,9 +22,11 @@ from mapanything.opv2v.png import read_image
 from mapanything.visualization.overlay import depth_colors, draw_boxes, draw_points, project_points
 from mapanything.visualization.render import View, chase_view, fitted_view, render, save_view_png, write_png
 from mapanything.visualization.scenes import AgentFrame, height_colors, map_colors, vehicle_boxes
+from mapanything.visualization.views import camera_view, top_view
 
 __all__ = [
     "View",
+    "camera_view",
     "chase_view",
     "depth_colors",
     "draw_boxes",
@@ -36,6 +38,7 @@ __all__ = [
     "project_points",
     "render",
     "save_view_png",
+    "top_view",
     "write_png",
 ]
 

@@ -1,64 +1,33 @@
-"""Matplotlib pieces: the bird's-eye panel, the pose sheet, the sheet of four images. Figures only, never pyplot: no
-state, no window, no backend to choose.
-
-Matplotlib is imported where a figure is made; a figure leaves this file as PNG bytes of exactly the size asked for.
-"""
+"""The pose sheet (bird's-eye panel, 3D picture, legend) and the sheet of four images, as PNG bytes of exactly one size."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mapanything.geometry.camera import project
-from mapanything.geometry.rigid import invert, transform
 from mapanything.visualization import overlay
+from mapanything.visualization.figures import (
+    GRID,
+    LIGHT,
+    Places,
+    axes_at,
+    names_of,
+    new_figure,
+    png_bytes,
+    rgb,
+    write,
+    write_names,
+)
 from mapanything.visualization.render import View
 from mapanything.visualization.scenes import BOX_COLOR, CAMERA_NAMES, HEIGHT_RANGE, Scene, agent_color
 
-DPI = 100
-BACKGROUND = (16 / 255, 21 / 255, 28 / 255)
-DARK = "#10151c"  # the same
-LIGHT = "#e6ebf0"
-GRID = "#3a4653"
 POSE_SIZE = (1920, 1080)
 LEFT, RIGHT, TOP = 85, 1080, 58  # pixels: where the pose sheet's two columns begin, and both
 BIRDS_EYE = 955  # pixels, the side of the view from above
 LEGEND_LINE, SCALE_HEIGHT = 27, 110
-
-
-def new_figure(width: int, height: int) -> Any:
-    """A dark figure of exactly width x height pixels."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=DARK)
-
-
-def png_bytes(figure: Any) -> bytes:
-    """The figure as PNG; the same figure gives the same bytes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _axes(figure: Any, left: float, top: float, width: float, height: float) -> Any:
-    """Axes at pixel positions counted from the upper left corner."""
-    total = figure.get_size_inches() * DPI
-    axes = figure.add_axes((left / total[0], 1 - (top + height) / total[1], width / total[0], height / total[1]))
-    axes.set_facecolor(DARK)
-    axes.tick_params(colors=LIGHT, labelsize=11)
-    for spine in axes.spines.values():
-        spine.set_color(GRID)
-    return axes
-
-
-def _rgb(color: NDArray[np.uint8]) -> tuple[float, ...]:
-    return tuple((np.asarray(color) / 255.0).tolist())
 
 
 def draw_birds_eye(axes: Any, scene: Scene, max_range: float, point_size: float = 1.0) -> None:
@@ -80,9 +49,12 @@ def draw_birds_eye(axes: Any, scene: Scene, max_range: float, point_size: float 
     for points, color, label in zip(frusta, scene.cameras.colors, scene.cameras.labels, strict=True):
         middle = (points[[1, 2]] + points[[4, 3]]) / 2  # the ends of the image's horizontal middle line
         triangle = np.stack([points[0], *middle])[:, [0, 2]]
-        axes.add_collection(PolyCollection([triangle], facecolor=(*_rgb(color), 0.35), edgecolor=_rgb(color), zorder=5))
+        axes.add_collection(PolyCollection([triangle], facecolor=(*rgb(color), 0.35), edgecolor=rgb(color), zorder=5))
         text = 1.45 * (triangle[1:].mean(axis=0) - triangle[0]) + triangle[0]
-        _write(axes, text, label[-1], BOX_COLOR, 8, zorder=8)
+        write(axes, text, label[-1], BOX_COLOR, 8, zorder=8)
+
+    for path in scene.paths:
+        axes.plot(path.points[:, 0], path.points[:, 2], color=rgb(path.color), linewidth=2.0, alpha=0.8, zorder=4)
 
     boxes = scene.boxes
     corners = boxes.corners()[:, [0, 1, 5, 4]][:, :, [0, 2]]  # the upper face, around
@@ -101,34 +73,16 @@ def draw_birds_eye(axes: Any, scene: Scene, max_range: float, point_size: float 
         axes.set_yticks(ticks, names)
 
 
-class _Places:
-    """Finds places for names where they cover neither each other nor what is `taken`: areas (2, 2), lower and upper."""
-
-    def __init__(self, taken: Iterable[NDArray[np.floating]], low: Sequence[float], high: Sequence[float]) -> None:
-        self.taken, self.low, self.high = list(taken), np.asarray(low), np.asarray(high)
-
-    def find(self, candidates: Iterable[NDArray[np.floating]], half: NDArray[np.floating]) -> NDArray | None:
-        """The first of the candidates (2,) around which `half` (2,) to each side is free; it is taken from then on."""
-        for place in candidates:
-            area = np.stack([place - half, place + half])
-            if (area[0] < self.low).any() or (area[1] > self.high).any():
-                continue
-            if all((area[1] <= other[0]).any() or (other[1] <= area[0]).any() for other in self.taken):
-                self.taken.append(area)
-                return place
-        return None
-
-
 def _name_from_above(axes: Any, scene: Scene, corners: NDArray[np.floating], max_range: float) -> None:
     """Agents' arrows and names, and the vehicles' numbers where there is room. `corners`: (B, 4, 2) in the plane."""
     pixel, boxes = 2 * max_range / BIRDS_EYE, scene.boxes  # metres
     low, high = corners.min(axis=1), corners.max(axis=1)
-    places = _Places(np.stack([low, high], axis=1), [-max_range] * 2, [max_range] * 2)
+    places = Places(np.stack([low, high], axis=1), [-max_range] * 2, [max_range] * 2)
     length = max_range / 8
     for role, item in enumerate(scene.axes):
         origin, forward = item.world_from_axes[[0, 2], 3], item.world_from_axes[[0, 2], 2]
         axes.annotate("", origin + length * forward, origin, zorder=9,
-                      arrowprops={"arrowstyle": "-|>", "color": _rgb(item.color), "linewidth": 2.2})  # fmt: skip
+                      arrowprops={"arrowstyle": "-|>", "color": rgb(item.color), "linewidth": 2.2})  # fmt: skip
         name = f"{item.label}{' (main)' if role == 0 else ''}"
         half = np.array([6.0 * len(name), 10.0]) * pixel
         side = np.array([length * 0.6 + half[0], 0.0])
@@ -136,7 +90,7 @@ def _name_from_above(axes: Any, scene: Scene, corners: NDArray[np.floating], max
         place = places.find([origin + step for step in around], half)
         if place is None:
             place = origin + around[0]
-        _write(axes, place, name, item.color, 12, fontweight="bold", zorder=9)
+        write(axes, place, name, item.color, 12, fontweight="bold", zorder=9)
 
     agents = {item.label for item in scene.axes}
     for box, label in enumerate(boxes.labels):
@@ -146,16 +100,7 @@ def _name_from_above(axes: Any, scene: Scene, corners: NDArray[np.floating], max
             around = [centre + reach * direction for direction in ((1, 0), (-1, 0), (0, 1), (0, -1))]
             place = places.find(around, half)
             if place is not None:
-                _write(axes, place, label, boxes.colors[box], 9, zorder=7)
-
-
-def _write(axes: Any, place: NDArray[np.floating], text: str, color: Any, size: float, **options: Any) -> None:
-    """Text with a dark outline, centred."""
-    from matplotlib import patheffects
-
-    outline = [patheffects.withStroke(linewidth=2.5, foreground=DARK)]
-    axes.text(*place, text, color=_rgb(color), fontsize=size, ha="center", va="center", clip_on=True,
-              path_effects=outline, **options)  # fmt: skip
+                write(axes, place, label, boxes.colors[box], 9, zorder=7)
 
 
 def pose_sheet(
@@ -165,13 +110,13 @@ def pose_sheet(
     figure, key = new_figure(*POSE_SIZE), scene.main.key
     title = f"{key.split} / {key.scenario} / frame {key.frame}"
     figure.text(0.012, 0.972, title, color=LIGHT, fontsize=19, va="center")
-    draw_birds_eye(_axes(figure, LEFT, TOP, BIRDS_EYE, BIRDS_EYE), scene, max_range, point_size)
+    draw_birds_eye(axes_at(figure, LEFT, TOP, BIRDS_EYE, BIRDS_EYE), scene, max_range, point_size)
     top = TOP
     if image is not None and view is not None:
-        panel = _axes(figure, RIGHT, top, image.shape[1], image.shape[0])
+        panel = axes_at(figure, RIGHT, top, image.shape[1], image.shape[0])
         panel.imshow(image, interpolation="none", aspect="auto")
         panel.set(xticks=[], yticks=[])
-        _label_view(panel, scene, view)
+        write_names(panel, view, names_of(scene))
         top += image.shape[0] + 22
     _legend(figure, scene, RIGHT, top)
     return png_bytes(figure)
@@ -182,25 +127,6 @@ def view_size(num_agents: int) -> tuple[int, int]:
     return 820, POSE_SIZE[1] - TOP - SCALE_HEIGHT - LEGEND_LINE * (num_agents + 2)
 
 
-def _label_view(panel: Any, scene: Scene, view: View) -> None:
-    """The agents' names, and those of near vehicles, in the 3D picture at the places where it shows them."""
-    tops = scene.boxes.world_from_box[:, :3, 3] - [0, 1, 0] * (scene.boxes.half_size + 0.7)
-    agents = {axes.label for axes in scene.axes}
-    vehicles = [row for row in zip(tops, scene.boxes.labels, scene.boxes.colors) if row[1] not in agents]
-    places = _Places([], [0, 0], [view.width, view.height])
-    for names, size in (
-        ([(axes.world_from_axes[:3, 3] - [0, 4.0, 0], f"agent {axes.label}", axes.color) for axes in scene.axes], 12),
-        (vehicles, 9),
-    ):
-        for point, name, color in names:
-            uv, z = project(transform(invert(view.world_from_camera), point[None]), view.intrinsics)
-            if 1.0 < z[0] < (60.0 if size == 9 else np.inf):  # farther names would only cover each other
-                half = np.array([0.48 * size * len(name), 0.75 * size])
-                place = places.find([uv[0] - [0, step] for step in (0, 20, 40, 60)[: 4 if size == 12 else 1]], half)
-                if place is not None:
-                    _write(panel, place, name, color, size, fontweight="bold" if size == 12 else "normal")
-
-
 def _legend(figure: Any, scene: Scene, left: int, top: int) -> None:
     """The height scale, and a line per agent."""
     from matplotlib.cm import ScalarMappable
@@ -208,7 +134,7 @@ def _legend(figure: Any, scene: Scene, left: int, top: int) -> None:
 
     bar = figure.colorbar(
         ScalarMappable(Normalize(*HEIGHT_RANGE), "turbo"),
-        cax=_axes(figure, left, top, 815, 16),
+        cax=axes_at(figure, left, top, 815, 16),
         orientation="horizontal",
     )
     bar.outline.set_edgecolor(GRID)
@@ -226,10 +152,10 @@ def _legend(figure: Any, scene: Scene, left: int, top: int) -> None:
             f"lists {len(agent.frame.vehicles)} vehicles",
             *([f"{distance:.0f} m away"] if role else []),
         ]
-        lines.append(("■  " + ",  ".join(parts), _rgb(agent_color(role))))
+        lines.append(("■  " + ",  ".join(parts), rgb(agent_color(role))))
     lines.append((f"□  {len(scene.boxes)} vehicles shown, tick at the front; number: CARLA's id", LIGHT))
     names = ",  ".join(f"{k} {name}" for k, name in enumerate(CAMERA_NAMES))
-    lines.append((f"◁  cameras: {names}", LIGHT))
+    lines.append((f"◁  cameras: {names}" + (";   —  path" if scene.paths else ""), LIGHT))
     for i, (text, color) in enumerate(lines):
         x, y = left / POSE_SIZE[0], 1 - (top + (i + 0.5) * LEGEND_LINE) / POSE_SIZE[1]
         figure.text(x, y, text, color=color, fontsize=13, va="center")
@@ -253,7 +179,7 @@ def image_sheet(images: Sequence[NDArray[np.uint8]], titles: Sequence[str], titl
         figure.text(left / total[0], 1 - (top - 16) / total[1], name, color=LIGHT, fontsize=14, va="center")
         figure.figimage(image, left, total[1] - top - height, origin="upper")
     norm = LogNorm(*overlay.DEPTH_RANGE)
-    cax = _axes(figure, 20 + 2 * width + 12 + 22, 90, 18, 2 * height + 44)
+    cax = axes_at(figure, 20 + 2 * width + 12 + 22, 90, 18, 2 * height + 44)
     bar = figure.colorbar(ScalarMappable(norm, "turbo_r"), cax=cax)
     bar.ax.yaxis.set(
         major_locator=FixedLocator([2, 3, 5, 10, 20, 30, 50, 100]),

@@ -5,6 +5,7 @@ Notable:
   affine map K0⁻¹K of the camera's frame, which turns Open3D's symmetric camera K0 into K exactly, lines staying lines.
 - Near and far planes are set here. Open3D's own come from the bounding box and cut off what is near in a large scene; a
   scene of one point (an empty bounding box) would not be drawn at all: two points behind the camera prevent that.
+- Capturing draws; `poll_events` before it would draw everything once more, for the same pixels.
 - DISPLAY is hidden while the context is made: a forwarded X11 display would be slow, and limit a picture to its screen.
 """
 
@@ -26,11 +27,12 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from mapanything.errors import InputError
+from mapanything.files import write_atomic
 from mapanything.geometry.rigid import invert, transform
-from mapanything.opv2v.files import write_atomic
 from mapanything.visualization.scenes import Cloud, Lines, Scene
 
-NEAR = 0.1  # metres, in front of which nothing is drawn
+NEAR = 0.1  # metres
+FARTHEST = 1e5  # metres; a network may put points anywhere, and float32 knows no 1e30 beside 1
 APT_LINE = "apt-get install libegl1 libgl1 libgl1-mesa-dri libgomp1 libusb-1.0-0"
 _lock = threading.Lock()  # one picture at a time: verbosity, environment and stderr belong to the whole process
 _drawn_in: int | None = None  # id of the process that drew first; Mesa does not survive a fork after that
@@ -46,6 +48,7 @@ class View:
         point_size, line_width: pixels.
         background: red, green, blue in 0..1.
         supersample: the picture is drawn this many times larger and averaged: smooth lines for its square in time.
+        near: metres, in front of which nothing is drawn. Far away from everything, a larger one sorts depths more finely.
     """
 
     world_from_camera: NDArray[np.float64]
@@ -56,6 +59,7 @@ class View:
     line_width: float = 2.0
     background: tuple[float, float, float] = (1.0, 1.0, 1.0)
     supersample: int = 1
+    near: float = NEAR
 
     @classmethod
     def look_at(
@@ -123,7 +127,7 @@ def write_png(path: Path, image: NDArray[np.uint8]) -> None:
 def render(geometries: Any, view: View) -> NDArray[np.uint8]:
     """The picture as (H, W, 3) uint8; arguments and errors as `save_view_png`."""
     global _drawn_in
-    o3d = _open3d()
+    o3d = load_open3d()
     scale = view.supersample
     width, height = view.width * scale, view.height * scale
     focal = view.intrinsics[1, 1] * scale
@@ -131,15 +135,12 @@ def render(geometries: Any, view: View) -> NDArray[np.uint8]:
     symmetric.intrinsic = o3d.camera.PinholeCameraIntrinsic(width, height, focal, focal, width / 2 - 0.5, height / 2 - 0.5)
     symmetric.extrinsic = invert(view.world_from_camera)
     shapes = _shapes(geometries, view, o3d)
-    reach = [shape.get_max_bound() for shape in shapes] + [shape.get_min_bound() for shape in shapes]
-    # No farther than needed, for the depth buffer's sake. No corner of a bounding box is more than √2 times as far away
-    # as the farther of its two bounds.
-    far = 1.5 * max([np.linalg.norm(bound - view.world_from_camera[:3, 3]) for bound in reach]) + 10.0
+    far = _far(shapes, view)
 
     if _drawn_in not in (None, os.getpid()):
         raise RuntimeError("this process was forked from one that had drawn; start workers by 'spawn' or 'forkserver'")
     _drawn_in = os.getpid()
-    with _lock, _quiet(o3d):
+    with _lock, quiet(o3d):
         window = o3d.visualization.Visualizer()
         try:
             if not window.create_window(width=width, height=height, visible=False):
@@ -152,10 +153,8 @@ def render(geometries: Any, view: View) -> NDArray[np.uint8]:
                 window.add_geometry(shape)
             control = window.get_view_control()
             control.convert_from_pinhole_camera_parameters(symmetric, True)
-            control.set_constant_z_near(NEAR)
+            control.set_constant_z_near(view.near)
             control.set_constant_z_far(far)
-            window.poll_events()
-            window.update_renderer()
             pixels = np.asarray(window.capture_screen_float_buffer(True))
             image = (pixels * 255.0 + 0.5).astype(np.uint8)
         finally:
@@ -163,7 +162,20 @@ def render(geometries: Any, view: View) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(image).reduce(scale)) if scale > 1 else image
 
 
-def _open3d() -> Any:
+def _far(shapes: list[Any], view: View) -> float:
+    """z behind which nothing lies: no farther than needed, for the depth buffer's sake."""
+    bounds = np.array([[shape.get_min_bound(), shape.get_max_bound()] for shape in shapes])  # (S, 2, 3)
+    corners = np.concatenate([bounds[:, pick, range(3)] for pick in np.ndindex(2, 2, 2)])
+    z = transform(invert(view.world_from_camera), corners)[:, 2]
+    return min(max(float(z.max()), view.near) + 10.0, FARTHEST)
+
+
+def load_open3d() -> Any:
+    """The module `open3d`.
+
+    Raises:
+        InputError: it is not installed, or lacks system libraries.
+    """
     try:
         import open3d
     except (ImportError, OSError) as error:
@@ -172,9 +184,9 @@ def _open3d() -> Any:
 
 
 @contextmanager
-def _quiet(o3d: Any) -> Iterator[None]:
+def quiet(o3d: Any, hide: tuple[str, ...] = ("DISPLAY", "WAYLAND_DISPLAY")) -> Iterator[None]:
     """Hides the display, and what Open3D, GLFW and Mesa print on their way to EGL."""
-    hidden = {name: os.environ.pop(name) for name in ("DISPLAY", "WAYLAND_DISPLAY") if name in os.environ}
+    hidden = {name: os.environ.pop(name) for name in hide if name in os.environ}
     with tempfile.TemporaryFile() as sink, o3d.utility.VerbosityContextManager(o3d.utility.VerbosityLevel.Error):
         stderr = os.dup(2)
         os.dup2(sink.fileno(), 2)
@@ -213,18 +225,22 @@ def _shear(view: View) -> NDArray[np.float64] | None:
 
 
 def _shapes(geometries: Any, view: View, o3d: Any) -> list[Any]:
-    """What is to be drawn as Open3D geometries, moved by the view's shear; what is not finite is left out.
+    """What is to be drawn, moved by the view's shear, and two points behind the camera."""
+    behind = transform(view.world_from_camera, np.array([[-1.0, -1.0, -2.0], [1.0, 1.0, -1.0]]))
+    return to_open3d([Cloud(behind, np.zeros(3, np.uint8)), *_items(geometries)], o3d, _shear(view))
+
+
+def to_open3d(items: Iterable[Any], o3d: Any, shear: NDArray[np.float64] | None = None) -> list[Any]:
+    """Items as Open3D geometries, moved by `shear` (4, 4); what is not finite is left out.
 
     All clouds become one, and all lines: Open3D draws its geometries in the order of their addresses in memory, so that
     two lines at the same depth would lie over each other this way in one picture and that way in the next.
     """
-    shear = _shear(view)
-    behind = transform(view.world_from_camera, np.array([[-1.0, -1.0, -2.0], [1.0, 1.0, -1.0]]))
-    clouds: list[tuple[NDArray, NDArray]] = [(behind, np.zeros((2, 3), np.uint8))]
+    clouds: list[tuple[NDArray, NDArray]] = []
     lines: list[Lines] = []
     shapes = []
     count = 0
-    for item in _items(geometries):
+    for item in items:
         if isinstance(item, Cloud):
             points, colors = item.points, np.broadcast_to(item.colors, item.points.shape)
             if not np.isfinite(points.sum()):
@@ -236,19 +252,28 @@ def _shapes(geometries: Any, view: View, o3d: Any) -> list[Any]:
                 item = copy.deepcopy(item).remove_non_finite_points()
             shapes.append(item if shear is None else copy.deepcopy(item).transform(shear))
         else:
-            points, edges, colors = item.lines()
+            points, edges, colors = _finite_lines(*item.lines())
             lines.append((points, edges + count, colors))
             count += len(points)
-    points = np.concatenate([points for points, _ in clouds], dtype=np.float64)
-    cloud = o3d.geometry.PointCloud(_vectors(points, shear, o3d))
-    cloud.colors = _vectors(np.concatenate([colors for _, colors in clouds]) / 255.0, None, o3d)
-    shapes.append(cloud)
+    if any(len(points) for points, _ in clouds):
+        points = np.concatenate([points for points, _ in clouds], dtype=np.float64)
+        cloud = o3d.geometry.PointCloud(_vectors(points, shear, o3d))
+        cloud.colors = _vectors(np.concatenate([colors for _, colors in clouds]) / 255.0, None, o3d)
+        shapes.append(cloud)
     if any(len(edges) for _, edges, _ in lines):
         points, edges, colors = (np.concatenate(part) for part in zip(*lines, strict=True))
         line_set = o3d.geometry.LineSet(_vectors(points, shear, o3d), o3d.utility.Vector2iVector(edges.astype(np.int32)))
         line_set.colors = _vectors(colors / 255.0, None, o3d)
         shapes.append(line_set)
     return shapes
+
+
+def _finite_lines(points: NDArray[np.float64], edges: NDArray[np.int64], colors: NDArray[np.uint8]) -> Lines:
+    finite = np.isfinite(points).all(axis=1)
+    if finite.all():
+        return points, edges, colors
+    kept = finite[edges].all(axis=1)
+    return np.where(finite[:, None], points, 0.0), edges[kept], colors[kept]
 
 
 def _vectors(rows: NDArray[np.float64], shear: NDArray[np.float64] | None, o3d: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What is in a picture, as plain NumPy: clouds, boxes, cameras, axes. Nothing here knows how it will be drawn.
+"""What is in a picture, as plain NumPy: clouds, boxes, cameras, axes, paths, rings. Nothing here knows how it will be drawn.
 
 The world of a scene is the main agent's LiDAR frame in OpenCV axes (x right, y down, z forward), metres. The same scene
 goes to a PNG (render.py), to Matplotlib (plots.py) and over an image (overlay.py).
@@ -9,7 +9,7 @@ Every class that is drawn as lines has `lines()`: points (P, 3), edges (E, 2) an
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,8 @@ AGENT_COLORS: Colors = np.array(
     dtype=np.uint8,
 )
 BOX_COLOR: Colors = np.array([235, 240, 245], dtype=np.uint8)
+RING_COLOR: Colors = np.array([96, 110, 126], dtype=np.uint8)
+RING_STEPS = 180
 AXIS_COLORS: Colors = np.array([[255, 70, 70], [70, 220, 70], [80, 140, 255]], dtype=np.uint8)
 
 # Corner i of a box lies at the signs of its bits (x: 1, y: 2, z: 4); an edge joins corners that differ in one bit.
@@ -127,6 +129,17 @@ class Cameras:
         points[:, 1:, 2] = 1.0
         return transform(self.world_from_camera, points * self.length)
 
+    def select(self, keep: NDArray) -> Cameras:
+        """The cameras of a mask (C,) or of indices, in order."""
+        index = np.arange(len(self))[keep]
+        labels = tuple(self.labels[i] for i in index)
+        parts = (self.world_from_camera[index], self.intrinsics[index], self.sizes[index], labels, self.colors[index])
+        return Cameras(*parts, self.length)
+
+    def painted(self, color: Colors) -> Cameras:
+        """The same cameras in one colour (3,)."""
+        return replace(self, colors=np.tile(color, (len(self), 1)))
+
     def lines(self) -> Lines:
         """Eight edges a camera."""
         edges = np.array([[0, 1], [0, 2], [0, 3], [0, 4], [1, 2], [2, 3], [3, 4], [4, 1]])
@@ -149,6 +162,42 @@ class Axes:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Trajectory:
+    """A vehicle's path on the road: points (F, 3) in order of time, one per frame; NaN where it was not there."""
+
+    points: Float
+    label: str
+    color: Colors
+
+    def lines(self) -> Lines:
+        """An edge from each frame to the next."""
+        steps = np.arange(max(len(self.points) - 1, 0))
+        return self.points, np.stack([steps, steps + 1], axis=1), np.broadcast_to(self.color, (len(steps), 3))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rings:
+    """Circles on the road around the main agent's LiDAR, for the eye to measure by; `ground` as `ground_height` gives it."""
+
+    radii: tuple[float, ...]
+    ground: float = 1.9
+    color: Colors = field(default_factory=lambda: RING_COLOR)
+
+    def lines(self) -> Lines:
+        turn = np.linspace(0.0, 2 * np.pi, RING_STEPS, endpoint=False)
+        circle = np.stack([np.sin(turn), np.zeros_like(turn), np.cos(turn)], axis=1)
+        points = np.reshape([circle * radius for radius in self.radii], (-1, 3))
+        points[:, 1] = self.ground
+        step = np.arange(RING_STEPS)
+        edge = np.stack([step, (step + 1) % RING_STEPS], axis=1)
+        edges = np.reshape([edge + RING_STEPS * ring for ring in range(len(self.radii))], (-1, 2)).astype(np.int64)
+        return points, edges, np.broadcast_to(self.color, (len(edges), 3))
+
+
+Item = Cloud | Boxes | Cameras | Axes | Trajectory | Rings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class AgentFrame:
     """One agent at the scene's timestamp: its files and its parsed YAML. `has_cloud`: a PCD lies beside it."""
 
@@ -160,7 +209,7 @@ class AgentFrame:
     @property
     def world_from_vehicle(self) -> Float:
         """(4, 4): the vehicle's own pose (on the road), or its LiDAR's where the file has none."""
-        return self.frame.world_from_lidar if self.frame.world_from_ego is None else self.frame.world_from_ego
+        return world_from_vehicle(self.frame)
 
     def lidar_points(self) -> NDArray[np.float32]:
         """(N, 3) in this agent's LiDAR frame, OpenCV axes; rows with NaN or infinity are left out."""
@@ -170,21 +219,27 @@ class AgentFrame:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
-    """One timestamp. The main agent is the first of `agents`; `clouds` and `axes` have one entry per agent."""
+    """One timestamp. The main agent is the first of `agents`; `clouds`, `axes` and `paths`, if any, are one per agent."""
 
     agents: tuple[AgentFrame, ...]
     clouds: tuple[Cloud, ...]
     boxes: Boxes
     cameras: Cameras
     axes: tuple[Axes, ...]
+    paths: tuple[Trajectory, ...] = ()
 
     @property
     def main(self) -> AgentFrame:
         return self.agents[0]
 
-    def items(self) -> Iterator[Cloud | Boxes | Cameras | Axes]:
+    @property
+    def ground(self) -> float:
+        """y (down) of the road below the main agent."""
+        return ground_height(self.main.frame)
+
+    def items(self) -> Iterator[Item]:
         """Everything that can be drawn."""
-        yield from (*self.clouds, self.boxes, self.cameras, *self.axes)
+        yield from (*self.clouds, self.boxes, self.cameras, *self.axes, *self.paths)
 
 
 def read_timestamp(folders: Sequence[AgentFolder], main: str, frame: str) -> tuple[AgentFrame, ...]:
@@ -276,6 +331,11 @@ def cameras_of(agents: Sequence[AgentFrame], length: float = 2.0) -> Cameras:
         colors=np.reshape([agent_color(i) for i, _, _ in all_cameras], (-1, 3)).astype(np.uint8),
         length=length,
     )
+
+
+def world_from_vehicle(frame: Frame) -> Float:
+    """(4, 4): the vehicle's own pose (on the road), or its LiDAR's where the file has none."""
+    return frame.world_from_lidar if frame.world_from_ego is None else frame.world_from_ego
 
 
 def ground_height(frame: Frame) -> float:

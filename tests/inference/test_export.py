@@ -191,7 +191,7 @@ def test_writing_anew_gives_the_same_bytes_and_leaves_nothing_over(scene: Scene,
 
 
 def test_a_disk_that_fills_up_leaves_no_finished_scene(scene: Scene, made: Reconstruction, tmp_path: Path, monkeypatch):
-    from mapanything.opv2v import files as opv2v_files
+    from mapanything import files as package_files
 
     folder = scene_folder(tmp_path, scene.key)
     write_scene(folder, scene.key, made, scene.lidar_from_view0, SETTINGS)
@@ -202,7 +202,7 @@ def test_a_disk_that_fills_up_leaves_no_finished_scene(scene: Scene, made: Recon
         if len(calls) > 7:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(opv2v_files.os, "fsync", full)
+    monkeypatch.setattr(package_files.os, "fsync", full)
     with pytest.raises(InputError, match="No space left") as error:
         write_scene(folder, scene.key, made, scene.lidar_from_view0, SETTINGS)
     assert "\n" not in str(error.value)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import reference
+import reference_network
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -138,7 +139,7 @@ def test_forward_with_any_choice_of_inputs_per_view_and_sample(name: str, data: 
         patch.setattr(geometric_inputs, "choose", chosen)
         ours = model.stacked(prepared, config=on).views()
     selection = reference.Selection(rays.T, depth.T, pose.T, no_depth_scale.T, no_pose_scale.T)
-    assert_equal_views(ours, reference.forward(config, weights, prepared, selection), skip=("non_ambiguous_mask",))
+    assert_equal_views(ours, reference_network.forward(config, weights, prepared, selection), skip=("non_ambiguous_mask",))
 
 
 def surface(generator: torch.Generator, height: int, width: int, batch: int = 2) -> postprocess.Outputs:

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import reference
+import reference_layers
+import reference_masks
+import reference_network
 import torch
 import torch.nn.functional as F
-from reference import Selection
+from reference_network import Selection
 from torch import Tensor
 
 MODELS = ("v1_1_small", "v1_small")
@@ -29,11 +32,11 @@ def parity() -> dict[str, Any]:
 @pytest.fixture(scope="session", params=MODELS)
 def network(
     request: pytest.FixtureRequest, parity: dict[str, Any]
-) -> tuple[dict[str, Any], reference.Weights, dict[str, Any]]:
+) -> tuple[dict[str, Any], reference_layers.Weights, dict[str, Any]]:
     """Config, weights and cases of one small model."""
     entry = parity[request.param]
     assert tuple(entry["cases"]) == CASES
-    return entry["config"], reference.weights(entry["keys"], entry["view_pos_table"]), entry["cases"]
+    return entry["config"], reference_layers.weights(entry["keys"], entry["view_pos_table"]), entry["cases"]
 
 
 def deviation(got: Tensor, wanted: Tensor) -> float:
@@ -60,7 +63,7 @@ def assert_close(got: list[dict[str, Tensor]], wanted: list[dict[str, Tensor]], 
 def test_forward_is_upstreams(network: Any, case: str, dtype: torch.dtype) -> None:
     config, weights, cases = network
     views = reference.preprocess(cases[case]["views"], dtype=dtype)
-    assert_close(reference.forward(config, weights, views, dtype=dtype), cases[case]["forward"], 1e-4)
+    assert_close(reference_network.forward(config, weights, views, dtype=dtype), cases[case]["forward"], 1e-4)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -82,8 +85,8 @@ def test_post_processing_of_upstreams_own_outputs(network: Any, case: str) -> No
             assert deviation(pose, wanted["camera_poses"][b]) <= 1e-5
             mask = (out["non_ambiguous_mask_logits"][b].sigmoid() > 0.5).numpy()
             depth = (rays * out["depth_along_ray"][b])[..., 2].numpy()
-            at_normal = reference.normal_edges(out["pts3d"][b].numpy(), mask, 5.0)
-            mask = mask & ~(at_normal & reference.depth_edges(depth, mask, 0.03))
+            at_normal = reference_masks.normal_edges(out["pts3d"][b].numpy(), mask, 5.0)
+            mask = mask & ~(at_normal & reference_masks.depth_edges(depth, mask, 0.03))
             assert np.array_equal(mask, wanted["mask"][b, ..., 0].numpy())
 
 
@@ -103,7 +106,7 @@ def mixed_views(seed: int = 0, batch: int = 2) -> list[dict[str, Any]]:
         if v != 1:
             quats = torch.randn(batch, 4, generator=rng)
             poses = torch.eye(4).repeat(batch, 1, 1)
-            poses[:, :3, :3] = torch.stack([reference.matrix_from_quat(q) for q in quats])
+            poses[:, :3, :3] = torch.stack([reference_layers.matrix_from_quat(q) for q in quats])
             poses[:, :3, 3] = 3 * torch.randn(batch, 3, generator=rng)
             view["camera_poses"] = poses
         views.append(view)
@@ -138,7 +141,7 @@ def test_other_spellings_of_the_same_inputs(network: Any) -> None:
         view["ray_directions"] = 3 * torch.stack([reference.rays_of(sample, 28, 42) for sample in k])
         if "camera_poses" in view:
             poses = view["camera_poses"].double()
-            quats = torch.stack([reference.quat_from_matrix(pose[:3, :3]) for pose in poses])
+            quats = torch.stack([reference_layers.quat_from_matrix(pose[:3, :3]) for pose in poses])
             view["camera_poses"] = (quats, poses[:, :3, 3])
     assert_same(run(network, views), wanted, 1e-6)
 
@@ -147,7 +150,7 @@ def test_other_spellings_of_the_same_inputs(network: Any) -> None:
 def test_an_ignored_input_is_a_missing_one(network: Any, flag: str) -> None:
     views = mixed_views()
     prepared = reference.preprocess(views, dtype=torch.float64, **{flag: True})
-    missing = reference.forward(network[0], network[1], prepared, dtype=torch.float64)
+    missing = reference_network.forward(network[0], network[1], prepared, dtype=torch.float64)
     assert_same(run(network, views, **{flag: True}), missing)
     assert deviation(missing[0]["pts3d"], run(network, views)[0]["pts3d"]) > 1e-4
 
@@ -172,7 +175,7 @@ def test_masks_choose_single_views_and_samples(network: Any) -> None:
     cam[0, 1] = False  # view 0 of sample 1 is not selected, but the others are still relative to it
 
     def forward(selection: Selection) -> list[dict[str, Tensor]]:
-        return reference.forward(network[0], network[1], prepared, selection, torch.float64)
+        return reference_network.forward(network[0], network[1], prepared, selection, torch.float64)
 
     nothing = forward(Selection(False, False, False))
     assert_same(forward(Selection(off, off, off)), nothing)
@@ -219,15 +222,15 @@ def test_position_embedding_is_torchs_resize_by_a_factor() -> None:
         factor = ((height + 0.1) / 8, (width + 0.1) / 8)
         grid = table.reshape(1, 8, 8, 5).permute(0, 3, 1, 2)
         wanted = F.interpolate(grid, scale_factor=factor, mode="bicubic", align_corners=False)[0]
-        assert torch.allclose(reference.position_embedding(table, height, width), wanted.flatten(1).T, atol=1e-9)
-    assert reference.position_embedding(table, 8, 8) is table
+        assert torch.allclose(reference_network.position_embedding(table, height, width), wanted.flatten(1).T, atol=1e-9)
+    assert reference_network.position_embedding(table, 8, 8) is table
 
 
 @pytest.mark.parametrize("quat", [(9.0, 1, 2, 3), (1, 9, 2, 3), (1, 2, 9, 3), (1, 2, 3, 9), (1, 2, 9, -3)])
 def test_quaternions(quat: tuple[float, ...]) -> None:
     q = F.normalize(torch.tensor(quat, dtype=torch.float64), dim=0)
-    assert torch.allclose(reference.quat_from_matrix(reference.matrix_from_quat(q)), q if q[3] > 0 else -q)
-    identity = reference.quat_product(reference.quat_inverse(3 * q), 3 * q)
+    assert torch.allclose(reference_layers.quat_from_matrix(reference_layers.matrix_from_quat(q)), q if q[3] > 0 else -q)
+    identity = reference_layers.quat_product(reference_layers.quat_inverse(3 * q), 3 * q)
     assert torch.allclose(identity, torch.tensor([0, 0, 0, 1.0], dtype=torch.float64))
 
 
@@ -248,15 +251,15 @@ def test_multiview_confidence() -> None:
     near, beside, wrong, away = plane_view(0), plane_view(0.6), plane_view(0), plane_view(50)
     wrong["depth_z"] = wrong["depth_z"].clone()
     wrong["depth_z"][:, :, :5] = 1.9
-    assert (reference.multiview_confidence([near], 0.02, 0.02)[0] == 1).all()
-    a, b, c = reference.multiview_confidence([near, beside, away], 0.02, 0.02)
+    assert (reference_masks.multiview_confidence([near], 0.02, 0.02)[0] == 1).all()
+    a, b, c = reference_masks.multiview_confidence([near, beside, away], 0.02, 0.02)
     assert (c == 1).all()  # sees nobody
     assert (a[0, :, 3:] == 1).all() and (a[0, :, :3] == 0).all()
     assert (b[0, :, :7] == 1).all() and (b[0, :, 7:] == 0).all()
-    a, b = reference.multiview_confidence([near, wrong], 0.02, 0.01)
+    a, b = reference_masks.multiview_confidence([near, wrong], 0.02, 0.01)
     assert (a[0, :, :5] == 0).all() and (a[0, :, 5:] == 1).all()
     near["non_ambiguous_mask"] = ~near["non_ambiguous_mask"]
-    assert (reference.multiview_confidence([near, wrong], 1, 1)[0] == 0).all()
+    assert (reference_masks.multiview_confidence([near, wrong], 1, 1)[0] == 0).all()
 
 
 def test_edges_need_both_a_turn_and_a_step() -> None:
@@ -264,10 +267,10 @@ def test_edges_need_both_a_turn_and_a_step() -> None:
     depth = np.where(xs < 8, 2, 3).astype(np.float32)
     points = np.stack([(xs - 8) * depth / 10, (ys - 6) * depth / 10, depth], axis=-1)
     mask = np.ones((12, 16), dtype=bool)
-    step = reference.depth_edges(depth, mask, 0.03)
+    step = reference_masks.depth_edges(depth, mask, 0.03)
     assert step[:, 7:9].all() and not step[:, :7].any() and not step[:, 9:].any()
-    turn = reference.normal_edges(points, mask, 5.0)
+    turn = reference_masks.normal_edges(points, mask, 5.0)
     assert turn[:, 7:9].all() and not turn[:, :4].any() and not turn[:, 12:].any()
     mask[:, 8:] = False
-    assert not reference.depth_edges(depth, mask, 0.03).any()
-    assert not reference.normal_edges(points, np.zeros_like(mask), 5.0).any()
+    assert not reference_masks.depth_edges(depth, mask, 0.03).any()
+    assert not reference_masks.normal_edges(points, np.zeros_like(mask), 5.0).any()

@@ -17,6 +17,7 @@ from safetensors.torch import load_model, save_file
 from weight_files import assert_equal, once, saved, state, tiny_model, vehicle_model
 
 from mapanything.errors import InputError
+from mapanything.files import umask
 from mapanything.models import weights
 from mapanything.models.config import TINY, V1, MultiViewConfig, VehicleIdConfig
 from mapanything.models.create import create_model
@@ -233,8 +234,8 @@ def test_saved_folder_is_upstreams(model, tmp_path):
     model.save_pretrained(tmp_path / "deep" / "hub")
     folder = tmp_path / "deep" / "hub"
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
-    assert (folder.stat().st_mode & 0o777) == 0o777 & ~weights._umask()
-    assert all((path.stat().st_mode & 0o777) == 0o666 & ~weights._umask() for path in folder.iterdir())
+    assert (folder.stat().st_mode & 0o777) == 0o777 & ~umask()
+    assert all((path.stat().st_mode & 0o777) == 0o666 & ~umask() for path in folder.iterdir())
     with safe_open(folder / "model.safetensors", "pt") as file:
         kept, metadata = safetensors_names(model.state_dict())
         assert set(file.keys()) == set(kept.values()) and file.metadata() == metadata

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from mapanything.errors import InputError
+from mapanything.files import cache_dir
 from mapanything.opv2v import index as index_module
-from mapanything.opv2v.files import cache_dir
 from mapanything.opv2v.frame import read_frame
 from mapanything.opv2v.index import load_index
 from mapanything.opv2v.layout import COMPLETE, PCD

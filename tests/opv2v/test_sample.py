@@ -23,7 +23,6 @@ from mapanything.opv2v.frame import Frame, read_frame
 from mapanything.opv2v.layout import COMPLETE, DepthLayout, FrameKey, FramePaths, scan
 from mapanything.opv2v.pcd import read_pcd
 from mapanything.opv2v.png import _decode_sub_filtered, check_png, png_info, read_image
-from mapanything.opv2v.sample import writer
 from mapanything.opv2v.sample.writer import (
     DEPTH,
     IMAGES,
@@ -326,19 +325,6 @@ def test_ctrl_c_is_one_line(tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors and errors.endswith("interrupted\n")
-
-
-def test_ctrl_c_while_workers_start_is_not_lost() -> None:
-    done: list[str] = []
-
-    def start() -> None:
-        with writer._holding_ctrl_c():
-            os.kill(os.getpid(), signal.SIGINT)
-            done.append("workers started")
-
-    with pytest.raises(KeyboardInterrupt):
-        start()
-    assert done
 
 
 def test_overwrite_replaces_only_what_was_generated(tmp_path: Path) -> None:

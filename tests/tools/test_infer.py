@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,24 @@ def test_interrupted_is_one_line(checkpoint: Path, tmp_path: Path, devices: str)
     assert (process.returncode, errors) == (130, "interrupted\n")
 
 
+def test_ctrl_c_while_processes_start_is_not_lost(checkpoint: Path, tmp_path: Path, monkeypatch):
+    begun = []
+    start = SpawnProcess.start
+
+    def interrupted(process: SpawnProcess) -> None:
+        start(process)
+        os.kill(os.getpid(), signal.SIGINT)
+        begun.append(process)
+
+    monkeypatch.setattr(SpawnProcess, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        infer.main(command(checkpoint, tmp_path / "out", "--device", "cpu,cpu"))
+    assert len(begun) == 2
+    for process in begun:
+        process.join(30)
+        assert process.exitcode == -signal.SIGTERM
+
+
 def test_a_scene_with_more_vehicles_than_the_network_knows_is_named(tmp_path: Path, capsys):
     MapAnything(replace(TINY, vehicle_id=VehicleIdConfig(num_roles=1))).save_pretrained(tmp_path / "one")
     assert infer.main(command(tmp_path / "one", tmp_path / "out", "--coop", "--limit", 1)) == 1
@@ -170,12 +189,12 @@ def test_a_scene_with_more_vehicles_than_the_network_knows_is_named(tmp_path: Pa
 
 
 def test_full_disk_is_one_line_and_leaves_no_finished_scene(checkpoint: Path, tmp_path: Path, monkeypatch):
-    from mapanything.opv2v import files as opv2v_files
+    from mapanything import files as package_files
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(opv2v_files.os, "fsync", full)
+    monkeypatch.setattr(package_files.os, "fsync", full)
     with pytest.raises(InputError, match="No space left on device"):
         infer.main(command(checkpoint, tmp_path / "out"))
     assert not files(tmp_path / "out")

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mapanything.files import TEMPORARY
 from mapanything.opv2v.depth import PNG_SCALE, read_depth
-from mapanything.opv2v.files import TEMPORARY
 from mapanything.opv2v.frame import read_frame
 from mapanything.opv2v.layout import scan
 from mapanything.opv2v.pcd import read_pcd

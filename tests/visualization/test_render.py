@@ -16,7 +16,7 @@ from mapanything.geometry.camera import project
 from mapanything.geometry.rigid import invert, transform
 from mapanything.visualization import render as render_module
 from mapanything.visualization.render import View, fitted_view, render, save_view_png
-from mapanything.visualization.scenes import Axes, Boxes, Cameras, Cloud
+from mapanything.visualization.scenes import Axes, Boxes, Cameras, Cloud, Trajectory
 
 BLACK = np.array([0, 0, 0], np.uint8)
 
@@ -101,6 +101,26 @@ def test_not_finite_points_do_not_hide_the_others():
     for item in (Cloud(points, np.array([255, 0, 0], np.uint8)), cloud):
         assert render(item, view)[32, 32].tolist() == [255, 0, 0]
     assert len(cloud.points) == 3  # the caller's own cloud is not touched
+
+
+def test_lines_that_are_not_finite_do_not_hide_the_others():
+    view = View.look_at((0, 0, 0), (0, 0, 1), width=65, height=65, line_width=3.0)
+    points = np.array([[-1.0, 0, 4], [1, 0, 4], [np.nan, 0, 4], [0, np.inf, 4]])
+    image = render([Trajectory(points, "", BLACK)], view)
+    assert (image[32, 32] == 0).all() and 10 < (image == 0).all(-1).sum() < 200
+
+
+def test_points_anywhere_do_not_hide_the_near_ones():
+    view = View.look_at((0, 0, 0), (0, 0, 1), width=65, height=65, point_size=3.0)
+    points = np.array([[0, 0, 4.0], [1e30, 0, 1e30], [0, 0, 1e9]])
+    assert render([Cloud(points, np.array([255, 0, 0], np.uint8))], view)[32, 32].tolist() == [255, 0, 0]
+
+
+def test_nothing_is_drawn_nearer_than_the_views_near():
+    cloud = Cloud(np.array([[0, 0, 4.0]]), BLACK)
+    for near, drawn in ((3.0, True), (5.0, False)):
+        view = View.look_at((0, 0, 0), (0, 0, 1), width=33, height=33, point_size=3.0, near=near)
+        assert (render([cloud], view) == 0).any() == drawn
 
 
 def test_open3d_geometries_are_drawn_and_left_alone():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from prediction_files import write_prediction
 
 from mapanything.errors import InputError
+from mapanything.inference.clouds import encode_ply
+from mapanything.inference.select import find_scenes
 from mapanything.opv2v.layout import FrameKey, scan
-from mapanything.tools import viz
+from mapanything.tools import viz, viz_newest, viz_scenes
+from mapanything.visualization.pictures import PREDICTED
 from mapanything.visualization.plots import POSE_SIZE, image_sheet, image_sheet_size
+from mapanything.visualization.scenes import Cameras
 
 
 def keys(root: Path) -> list[FrameKey]:
@@ -23,7 +30,7 @@ def keys(root: Path) -> list[FrameKey]:
 
 def sheet_size(root: Path, key: FrameKey) -> tuple[int, int]:
     width, height = Image.open(root / f"{key}_camera0.png").size
-    scale = -(-viz.CELL_WIDTH // width)
+    scale = -(-viz_scenes.CELL_WIDTH // width)
     return image_sheet_size(width * scale, height * scale)
 
 
@@ -76,7 +83,7 @@ def test_the_sheet_shows_its_images_pixel_for_pixel():
 
 
 @pytest.mark.parametrize("name", ["split", "scenario", "agent", "frame"])
-@pytest.mark.parametrize("command", ["pose", "frame"])
+@pytest.mark.parametrize("command", ["pose", "frame", "boxes", "depth"])
 def test_unknown_names_are_named(command: str, name: str, sample_root: Path, tmp_path: Path):
     with pytest.raises(InputError, match="777777"):
         viz.main([command, "--root", str(sample_root), f"--{name}", "777777", "--output", str(tmp_path / "a.png")])
@@ -111,6 +118,165 @@ def test_no_clouds_at_all(sample_root: Path, tmp_path: Path):
     assert Image.open(tmp_path / "a.png").size == POSE_SIZE
 
 
+@pytest.fixture
+def prediction(sample_root: Path, tmp_path: Path) -> Path:
+    return write_prediction(sample_root, tmp_path / "predicted", find_scenes(sample_root, mode="coop")[0])
+
+
+def draw(path: Path, *arguments: object) -> np.ndarray:
+    viz.main([*map(str, arguments), "--output", str(path)])
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def test_boxes_are_the_cloud_with_boxes(sample_root: Path, tmp_path: Path):
+    root = ("--dataset-root", sample_root)
+    cloud = draw(tmp_path / "a.png", "cloud", *root)
+    boxes = draw(tmp_path / "b.png", "boxes", *root, "--max_range", 60, "--camera_size", 2, "--no_gui")
+    nameless = draw(tmp_path / "c.png", "cloud", *root, "--hide", "names")
+    hidden = draw(tmp_path / "d.png", "boxes", *root, "--hide", "boxes,names", "--offscreen")
+    above_the_legend = slice(0, 1000)
+    assert (cloud[above_the_legend] != boxes[above_the_legend]).any(-1).sum() > 1000
+    assert (nameless[above_the_legend] != hidden[above_the_legend]).any(-1).sum() <= 5
+
+
+@pytest.mark.parametrize("view", ["top", "chase", "camera2", "fit"])
+def test_one_view_only(view: str, sample_root: Path, tmp_path: Path):
+    image = draw(tmp_path / "a.png", "boxes", "--root", sample_root, "--view", view, "--single", "--color", "agent")
+    assert image.shape[1] in (1000, 1320) and image.std() > 5
+
+
+def test_cloud_files_and_predictions(sample_root: Path, prediction: Path, tmp_path: Path):
+    key = keys(sample_root)[0]
+    files = [sample_root / f"{key}.pcd", prediction / "cloud.pcd"]
+    assert draw(tmp_path / "a.png", "cloud", *files).shape[1] == 1920
+    both = draw(tmp_path / "b.png", "cloud", "--root", sample_root, "--prediction", prediction)
+    plain = draw(tmp_path / "c.png", "cloud", "--root", sample_root)
+    assert both.shape != plain.shape or (both != plain).any()
+    assert draw(tmp_path / "d.png", "cloud", "--root", tmp_path / "nowhere", "--prediction", prediction).shape[1] == 1920
+    with pytest.raises(InputError, match="either cloud files or"):
+        viz.main(["cloud", str(files[0]), "--prediction", str(prediction)])
+
+
+def test_compare_prediction_and_files(sample_root: Path, prediction: Path, tmp_path: Path):
+    data = ("compare", "--root", sample_root, "--prediction", prediction.parents[3])
+    pictures = [draw(tmp_path / f"{view}.png", *data, "--view", view) for view in ("chase", "top", "camera0", "fit")]
+    assert all(picture.std() > 5 for picture in pictures)
+    key = keys(sample_root)[0]
+    true = sample_root / f"{key}.pcd"
+    files = draw(tmp_path / "f.png", "compare", "--pred_pcd", true, "--gt-pcd", true, "--max_range", 30)
+    assert (files == PREDICTED).all(-1).sum() < (pictures[0] == PREDICTED).all(-1).sum()  # nothing but the legend
+
+
+def test_compare_says_what_is_missing(sample_root: Path, prediction: Path, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    empty = tmp_path / "empty.ply"
+    empty.write_bytes(encode_ply(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8)))
+    root = ["--root", str(sample_root)]
+    for arguments, words in (
+        ([], "what is to be compared"),
+        (["--pred_pcd", "a.pcd"], "give both"),
+        (["--pred_pcd", str(empty), "--gt_pcd", str(empty)], "no points to compare"),
+        (["--prediction", str(tmp_path / "empty")], "no scene.json"),
+        (["--prediction", str(tmp_path / "gone")], "no such folder"),
+        (["--prediction", str(prediction), "--frame", "999999"], "none of its 1 scenes is of frame 999999"),
+    ):
+        with pytest.raises(InputError, match=words):
+            viz.main(["compare", *root, *arguments])
+    for path in sample_root.rglob("*.pcd"):
+        path.unlink()
+    with pytest.raises(InputError, match="no LiDAR point to compare with"):
+        viz.main(["compare", *root, "--prediction", str(prediction)])
+
+
+def test_depth_with_maps_from_the_lidar_and_predicted(
+    sample_root: Path, sample_depth_root: Path, prediction: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)  # where no data/opv2v_depth lies
+    root = ("depth", "--root", sample_root)
+    lidar = draw(tmp_path / "a.png", *root)
+    maps = draw(tmp_path / "b.png", *root, "--depth_root", sample_depth_root)
+    predicted = draw(tmp_path / "c.png", *root, "--prediction", prediction)
+    assert lidar.shape == maps.shape and (lidar != maps).any() and predicted.shape[0] > lidar.shape[0]
+    with pytest.raises(InputError, match=r"camera0_depth\.npy"):
+        viz.main(["depth", "--root", str(sample_root), "--depth_root", str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.mp4", "folder"])
+def test_sequences(name: str, sample_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    options = ["--root", str(sample_root), "--view", "top", "--jobs", "1", "--width", "300", "--output", str(tmp_path / name)]
+    assert viz.main(["sequence", "boxes", *options]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / name}: 2 frames")
+    if name == "folder":
+        frames = sorted(path.stem for path in (tmp_path / name).iterdir())
+        assert frames == [key.frame for key in keys(sample_root)[:2]]
+        assert Image.open(tmp_path / name / f"{frames[0]}.png").size[0] == 300
+    if name == "a.gif":
+        with Image.open(tmp_path / name) as gif:
+            assert gif.n_frames == 2
+
+
+def test_a_sequence_is_the_same_on_two_processes(sample_root: Path, tmp_path: Path):
+    for jobs in ("1", "2"):
+        out = ["--output", str(tmp_path / jobs), "--jobs", jobs]
+        viz.main(["sequence", "pose", "--no_3d", "--root", str(sample_root), *out])
+    assert len(list((tmp_path / "1").iterdir())) == 2
+    for path in (tmp_path / "1").iterdir():
+        assert path.read_bytes() == (tmp_path / "2" / path.name).read_bytes()
+
+
+def test_frames_of_a_sequence(sample_root: Path, tmp_path: Path):
+    first = keys(sample_root)[0]
+    out = ["--root", str(sample_root), "--view", "chase", "--jobs", "1", "--output", str(tmp_path / "out")]
+    viz.main(["sequence", "cloud", *out, "--frame", f"{first.frame}-{first.frame}", "--width", "200"])
+    assert [path.stem for path in (tmp_path / "out").iterdir()] == [first.frame]
+    with pytest.raises(InputError, match="no frame '1-5'; it has 2, from"):
+        viz.main(["sequence", *out, "--frame", "1-5"])
+
+
+def test_alone_it_draws_what_is_newest(
+    sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    with pytest.raises(InputError, match="nothing to draw"):
+        viz.main([])
+    (work / "data").mkdir()
+    (work / "data" / "opv2v_images").symlink_to(sample_root.resolve())
+    folder = write_prediction(sample_root, work / "experiments" / "infer", find_scenes(sample_root, mode="single")[0])
+    os.utime(folder / "scene.json", (2e9, 2e9))
+    run = work / "experiments" / "opv2v_ft_stage1"
+    run.mkdir()
+    (run / "log.txt").write_text('{"epoch": 1, "train_loss": 2.0}\n')
+    assert viz_newest.newest() == (folder.relative_to(work), "prediction")
+    viz.main([])
+    assert "newest prediction" in capsys.readouterr().out
+    os.utime(run / "log.txt", (2.1e9, 2.1e9))
+    viz.main([])
+    line = capsys.readouterr().out
+    assert line.startswith("newest run, experiments/opv2v_ft_stage1: ") and line.count("\n") == 1
+    assert Path(line.split(": ")[1].strip()).exists()
+    shutil.rmtree(work / "experiments")
+    viz.main([])
+    assert capsys.readouterr().out.startswith("first frame of data/opv2v_images: ")
+
+
+def test_window_gets_the_layers(sample_root: Path, prediction: Path, monkeypatch: pytest.MonkeyPatch):
+    from mapanything.visualization import window
+
+    calls = []
+    monkeypatch.setattr(window, "show", lambda layers, **options: calls.append((layers, options)))
+    root = ["--root", str(sample_root), "--window"]
+    for arguments in (["pose"], ["boxes", "--hide", "cameras"], ["cloud", "--prediction", str(prediction)],
+                      ["compare", "--prediction", str(prediction)]):  # fmt: skip
+        assert viz.main([*arguments, *root]) == 0
+    pose, boxes, cloud, compare = (layers for layers, _ in calls)
+    assert pose["cloud"] and pose["boxes"] and any(isinstance(item, Cameras) for item in pose["cameras"])
+    assert not any(isinstance(item, Cameras) for item in boxes["cameras"])
+    assert cloud["ground_truth"] and compare["ground_truth"] and len(compare["cameras"]) == 2
+    assert all(options["snapshot"].suffix == ".png" and options["title"] for _, options in calls)
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mapanything.tools.viz", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -138,10 +304,10 @@ def test_the_tool_imports_neither_open3d_nor_torch_for_its_help():
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("command", ["pose", "frame"])
+@pytest.mark.parametrize("command", ["pose", "frame", "cloud", "boxes", "depth"])
 def test_real_frames(command: str, real_root: Path, tmp_path: Path):
     for agent in ("4279", "4288"):
         path = tmp_path / f"{agent}.png"
         viz.main([command, "--root", str(real_root), "--agent", agent, "--output", str(path)])
-        size = POSE_SIZE if command == "pose" else image_sheet_size(800, 600)
-        assert Image.open(path).size == size
+        size = {"pose": POSE_SIZE, "frame": image_sheet_size(800, 600)}.get(command)
+        assert Image.open(path).size == size or (size is None and Image.open(path).width >= 1880)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mapanything.errors import InputError
-from mapanything.opv2v.files import write_atomic
+from mapanything.files import write_atomic
 
 FORMAT = 1  # of the JSON report
 SHOWN = 3  # problems of a scenario on the console

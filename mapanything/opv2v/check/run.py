@@ -25,6 +25,7 @@ from mapanything.opv2v.check.content import Context, FrameFiles, check_timestamp
 from mapanything.opv2v.check.report import Problem, Report
 from mapanything.opv2v.check.scan import AgentScan, TreeScan, scan_tree
 from mapanything.opv2v.layout import DepthLayout, FrameKey, Selection, find_splits
+from mapanything.processes import holding_ctrl_c
 
 Level = Literal["quick", "standard", "deep"]
 PIECE = 12  # agent-frames of a piece of work: under half a second, so that Ctrl-C and the progress bar are prompt
@@ -159,7 +160,8 @@ def _in_processes(
     # fork: nothing is imported twice. This process has no threads here, and never has a GPU.
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("fork"), initializer=_start_worker)
     try:
-        futures = [pool.submit(_check_piece, context, piece) for piece in pieces]
+        with holding_ctrl_c():
+            futures = [pool.submit(_check_piece, context, piece) for piece in pieces]
         yield _finished(futures)
     except BrokenProcessPool as error:
         raise InputError(
@@ -175,8 +177,7 @@ def _finished(futures: list[Future[tuple[int, list[Problem]]]]) -> Iterator[tupl
 
 
 def _start_worker() -> None:
-    """Ctrl-C is the parent's business, and a worker ends when the parent does, even when that was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A worker ends when the parent does, even when that was killed."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
 

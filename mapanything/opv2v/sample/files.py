@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import struct
-import tempfile
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +11,6 @@ import yaml
 from isal import isal_zlib
 from numpy.typing import NDArray
 
-from mapanything.errors import InputError
-from mapanything.opv2v.files import TEMPORARY
 from mapanything.opv2v.png import SIGNATURE
 
 _IDAT_BYTES = 8192  # libpng's piece of image data, as in the real images
@@ -61,24 +56,3 @@ def encode_pcd(points: NDArray[np.float32], red: NDArray[np.uint8]) -> bytes:
 def encode_yaml(data: dict[Any, Any]) -> bytes:
     """Block style with sorted keys, PyYAML's default in the real files; an object used twice gets an anchor."""
     return yaml.dump(data, Dumper=yaml.CSafeDumper, default_flow_style=False).encode("utf-8")
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Writes aside and renames, without the flush of `write_atomic`: many small files that can be generated again.
-
-    Raises:
-        InputError: the folder is not writable or the disk is full.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise InputError(f"{path}: can't be written ({error.strerror or error}); free space or fix permissions") from error

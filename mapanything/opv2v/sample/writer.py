@@ -10,16 +10,13 @@ import io
 import json
 import os
 import re
-import signal
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from threading import current_thread, main_thread
 from typing import Any
 
 import numpy as np
@@ -27,15 +24,16 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mapanything.errors import InputError
+from mapanything.files import write_atomic
 from mapanything.geometry import carla
-from mapanything.opv2v.files import write_atomic
 from mapanything.opv2v.layout import NUM_CAMERAS, SPLITS, TESTS_ONLY, DepthLayout, FrameKey, FramePaths
-from mapanything.opv2v.sample.files import encode_pcd, encode_png, encode_yaml, write_file
+from mapanything.opv2v.sample.files import encode_pcd, encode_png, encode_yaml
 from mapanything.opv2v.sample.protocol import data_protocol
 from mapanything.opv2v.sample.render import pinhole_rays, render
 from mapanything.opv2v.sample.scene import Street, make_street
 from mapanything.opv2v.sample.sensors import CAMERAS, LIDAR, frame_data, mounted, scan
 from mapanything.opv2v.sample.texture import textures
+from mapanything.processes import holding_ctrl_c
 
 IMAGES, DEPTH = "opv2v_images", "opv2v_depth"
 MARKER = ".generated-sample.json"
@@ -152,15 +150,15 @@ def write_frame(output: Path, options: SampleOptions, scenario: ScenarioPlan, in
         data = frame_data(street, index, agent, lidar, cameras, matrix, sweep.owners, rng)
         if scenario.with_rsu_key:
             data["RSU"] = False
-        write_file(paths.yaml, encode_yaml(data))
-        write_file(paths.pcd, encode_pcd(sweep.points, sweep.red))
+        write_atomic(paths.yaml, encode_yaml(data), durable=False)
+        write_atomic(paths.pcd, encode_pcd(sweep.points, sweep.red), durable=False)
         for k in range(NUM_CAMERAS):
             image, depth = render(street, others, index, agent, cameras[k], rays, textures(options.seed))
-            write_file(paths.image(k), encode_png(image))
+            write_atomic(paths.image(k), encode_png(image), durable=False)
             if options.depth:
                 buffer = io.BytesIO()
                 np.save(buffer, depth, allow_pickle=False)
-                write_file(depth_layout.path(key, k), buffer.getvalue())
+                write_atomic(depth_layout.path(key, k), buffer.getvalue(), durable=False)
 
 
 def write_sample(output: Path, options: SampleOptions, jobs: int = 1, overwrite: bool = False, progress: bool = False) -> int:
@@ -187,7 +185,9 @@ def write_sample(output: Path, options: SampleOptions, jobs: int = 1, overwrite:
         protocol = data_protocol(
             scenario.name, street_of(options.seed, scenario), options.lidar_channels, options.lidar_points
         )
-        write_file(output / IMAGES / scenario.split / scenario.name / "data_protocol.yaml", encode_yaml(protocol))
+        write_atomic(
+            output / IMAGES / scenario.split / scenario.name / "data_protocol.yaml", encode_yaml(protocol), durable=False
+        )
     items = [(output, options, scenario, index) for scenario in scenarios for index in range(options.frames)]
     with tqdm(total=len(items) * options.agents, unit="frame", disable=not progress, desc="agent-frames") as bar:
         if jobs == 1:
@@ -204,7 +204,7 @@ def _in_parallel(items: list[tuple[Any, ...]], jobs: int, bar: tqdm, step: int) 
     # spawn: a forked child of a process with threads (BLAS, torch) may hang
     pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
     try:
-        with _holding_ctrl_c():
+        with holding_ctrl_c():
             pending = {pool.submit(write_frame, *item) for item in items}
         while pending:
             done, pending = wait(pending, return_when=FIRST_COMPLETED)
@@ -215,28 +215,6 @@ def _in_parallel(items: list[tuple[Any, ...]], jobs: int, bar: tqdm, step: int) 
         raise InputError("a worker process died, perhaps for lack of memory; try fewer --jobs") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextmanager
-def _holding_ctrl_c() -> Iterator[None]:
-    """For workers that are started in here: Ctrl-C is this process's to answer, they would only show tracebacks.
-
-    The signal is blocked in this thread, which the workers inherit. One that comes meanwhile (another thread may take it) is
-    remembered and answered at the end of the block: ignoring it instead would lose it.
-    """
-    if current_thread() is not main_thread():
-        yield
-        return
-    held: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, handler)
-    if held:
-        raise KeyboardInterrupt
 
 
 def _mark(roots: list[Path], options: SampleOptions, scenarios: list[ScenarioPlan], finished: bool) -> None:

@@ -6,15 +6,27 @@ import contextlib
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from mapanything.errors import InputError
 
-TEMPORARY = ".tmp-"  # such files belong to killed runs; `write_atomic` is the only writer of the prefix
+TEMPORARY = ".tmp-"  # such files belong to killed runs; `open_atomic` is the only writer of the prefix
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Writes aside, flushes to the disk, renames.
+def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
+    """Writes aside, flushes to the disk, renames; arguments and errors as `open_atomic`."""
+    with open_atomic(path, durable) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def open_atomic(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
+    """A file beside its place, to be written and read, that gets its name when the block ends well. `file.name` is its path.
+
+    Args:
+        durable: off, it is not flushed to the disk: for many small files that can be generated again.
 
     Raises:
         InputError: the folder is not writable or the disk is full; the old file, if any, is untouched.
@@ -22,12 +34,13 @@ def write_atomic(path: Path, data: bytes) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
+        with tempfile.NamedTemporaryFile("w+b", prefix=TEMPORARY, dir=path.parent, delete=False) as file:
+            temporary = file.name
+            yield file
             file.flush()
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
-            os.fsync(file.fileno())
+            os.fchmod(file.fileno(), 0o666 & ~umask())  # what tempfile makes is the owner's alone
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
@@ -36,6 +49,15 @@ def write_atomic(path: Path, data: bytes) -> None:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def flush(path: Path) -> None:
+    """Makes sure that a file's content, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def remove_stale_temporaries(folder: Path, older_than_s: float = 3600.0) -> None:
@@ -58,7 +80,8 @@ def cache_dir() -> Path:
         return Path(tempfile.gettempdir()) / f"mapanything-opv2v-{os.getuid()}"
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The permissions that new files of this process do not get."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,0 +1,113 @@
+"""Data and predictions in the browser: clouds, boxes, cameras of any frame, playback, snapshots.
+
+    python -m mapanything.tools.viewer                            the data set, on http://localhost:8080
+    python -m mapanything.tools.viewer --predictions DIR          with what `invoke infer` wrote
+    python -m mapanything.tools.viewer --rrd FILE.rrd             no server: a recording for Rerun's own viewer
+
+What is not named (split, scenario, agent, frame) is the first there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import getpass
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from mapanything.errors import run_command
+from mapanything.opv2v.layout import Selection
+from mapanything.tools.options import IMAGES
+from mapanything.visualization.viewer_frames import Catalog
+
+PORT = 8080
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    catalog = Catalog(args.root, args.predictions)
+    fields = {"splits": args.split, "scenarios": args.scenario, "agents": args.agent, "frames": args.frame}
+    start = catalog.first(Selection(**{name: (value,) for name, value in fields.items() if value}))
+    if args.rrd is not None:
+        from mapanything.visualization.recording import write_recording
+
+        frames = (args.frame,) if args.frame else catalog.frames(start.split, start.scenario, start.agent)
+        count = write_recording(args.rrd, catalog, start, frames, lambda line: print(f"note: {line}", file=sys.stderr))
+        print(f"{args.rrd}: {count} of {len(frames)} frames of {start.split}/{start.scenario}/{start.agent}")
+        return 0
+
+    from mapanything.visualization.viewer import Viewer, is_local
+
+    def stop(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, stop)
+    viewer = Viewer(catalog, start, args.host, args.port)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            if not is_local(args.host):
+                print(f"warning: bound to {args.host}: whoever reaches port {viewer.port} sees the data", file=sys.stderr)
+            print("\n".join(address_lines(args.host, viewer.port)), flush=True)
+            threading.Event().wait()
+    finally:
+        viewer.close()
+    return 0
+
+
+def address_lines(host: str, port: int) -> list[str]:
+    """Where the viewer is, and how it is reached from elsewhere."""
+    everywhere = host in ("0.0.0.0", "::")
+    shown = "localhost" if everywhere or host in ("127.0.0.1", "::1") else f"[{host}]" if ":" in host else host
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a user without a name, as in containers
+        user = "USER"
+    return [
+        f"viewer: http://{shown}:{port}  (Ctrl-C ends it)",
+        f"from another machine: ssh -L {port}:{shown}:{port} {user}@{socket.gethostname()}, then http://localhost:{port}",
+    ]
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise ValueError
+    return value
+
+
+_port.__name__ = "port (0 to 65535; 0: any free one)"  # argparse's message names it
+
+
+def _rrd(text: str) -> Path:
+    if not text.lower().endswith(".rrd"):
+        raise ValueError
+    return Path(text)
+
+
+_rrd.__name__ = "name that ends in .rrd"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m mapanything.tools.viewer", description=__doc__.splitlines()[0])
+    parser.add_argument("--root", "--dataset_root", type=Path, default=IMAGES, metavar="DIR",
+                        help="images, YAML, clouds [%(default)s]")  # fmt: skip
+    parser.add_argument("--predictions", type=Path, metavar="DIR", help="what `invoke infer` wrote with --out")
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
+                        help="address to listen on; 0.0.0.0: all of this machine's [%(default)s]")  # fmt: skip
+    parser.add_argument("--port", type=_port, default=PORT, metavar="N", help="[%(default)s]")
+    parser.add_argument("--rrd", type=_rrd, metavar="FILE.rrd",
+                        help="write a Rerun recording of the chosen agent's frames, or of --frame, and end")  # fmt: skip
+    where = parser.add_argument_group("what to show first (what is not given is the first there is)")
+    where.add_argument("--split", help="train, validate, test, ...")
+    where.add_argument("--scenario", "--sequence", help="such as 2021_08_16_22_26_54")
+    where.add_argument("--agent", help="the main agent, such as 641")
+    where.add_argument("--frame", help="timestamp, such as 000069")
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)

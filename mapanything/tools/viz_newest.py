@@ -1,0 +1,68 @@
+"""`viz` alone: a sheet for what is newest here, a run or a prediction; else for the first frame of the mounted data."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from mapanything.errors import InputError
+from mapanything.opv2v.layout import is_folder
+from mapanything.opv2v.png import read_image
+from mapanything.tools.options import IMAGES
+from mapanything.tools.viz_options import OUTPUTS, save
+from mapanything.visualization.predictions import RECORD
+
+EXPERIMENTS = Path("experiments")
+LOG, PICTURES = "log.txt", "pictures"  # in a run's folder (train/logs.py, which loads torch)
+
+
+def newest(where: tuple[Path, ...] = (EXPERIMENTS, OUTPUTS)) -> tuple[Path, str] | None:
+    """The folder that a run or a prediction last wrote to, and which of both it is; None: there is neither."""
+    found = [item for root in where if root.is_dir() for item in _found(root)]
+    if not found:
+        return None
+    _, folder, kind = max(found)
+    return folder, kind
+
+
+def _found(root: Path) -> Iterator[tuple[float, Path, str]]:
+    for folder, folders, files in os.walk(root):
+        for name, kind in ((RECORD, "prediction"), (LOG, "run")):
+            if name in files:
+                yield (Path(folder) / name).stat().st_mtime, Path(folder), kind
+        if RECORD in files:
+            folders.clear()
+
+
+def draw_newest(args: argparse.Namespace, parse: argparse.ArgumentParser) -> int:
+    """Draws it, and says in one line what it drew."""
+    found = newest()
+    if found is not None and found[1] == "run":
+        return _draw_run(args, found[0])
+    if found is not None:
+        folder = found[0]
+        command = "compare" if is_folder(IMAGES) else "cloud"
+        print(f"newest prediction, {folder}: ", end="", flush=True)
+        chosen = parse.parse_args([command, "--prediction", str(folder)])
+    elif is_folder(IMAGES):
+        print(f"first frame of {IMAGES}: ", end="", flush=True)
+        chosen = parse.parse_args(["pose"])
+    else:
+        raise InputError(
+            f"nothing to draw: no run or prediction below {EXPERIMENTS} or {OUTPUTS}, and no data at {IMAGES}; "
+            "`invoke link-data` links them, or give a command (see --help)"
+        )
+    return chosen.run(chosen)
+
+
+def _draw_run(args: argparse.Namespace, folder: Path) -> int:
+    from mapanything.train.logs import read_log
+    from mapanything.visualization.curves import draw_run
+
+    pictures = sorted((folder / PICTURES).glob("*.png"), key=lambda path: path.stat().st_mtime)
+    picture = read_image(pictures[-1]) if pictures else None
+    args.output = None
+    print(f"newest run, {folder}: ", end="", flush=True)
+    return save(args, f"run_{folder.name}", draw_run(folder.name, read_log(folder), picture))

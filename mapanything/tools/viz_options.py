@@ -1,0 +1,208 @@
+"""What the commands of `viz` share: their options, which frame is meant, and where its picture goes."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mapanything.errors import InputError
+from mapanything.files import write_atomic
+from mapanything.geometry.rigid import invert
+from mapanything.opv2v.layout import (
+    YAML,
+    AgentFolder,
+    FrameKey,
+    Selection,
+    agent_order,
+    list_folders,
+    scan,
+    scan_agent,
+)
+from mapanything.tools.options import DEPTH, IMAGES, length
+from mapanything.visualization.pictures import HIDEABLE, Picture
+from mapanything.visualization.render import View, chase_view
+from mapanything.visualization.scenes import AgentFrame, read_timestamp
+from mapanything.visualization.views import STYLE, VIEWS
+
+MIN_RANGE = 60.0  # metres
+OUTPUTS = Path("visualization_outputs")
+Parser = argparse.ArgumentParser
+
+
+def add(parser: Any, name: str, *aliases: str, **options: Any) -> None:
+    """An option whose underscores may be typed as dashes."""
+    names = [form for name in (name, *aliases) for form in dict.fromkeys((name, name.replace("_", "-")))]
+    parser.add_argument(*names, **options)
+
+
+def odd(text: str) -> int:
+    value = int(text)
+    if not (0 < value < 100 and value % 2):
+        raise ValueError
+    return value
+
+
+odd.__name__ = "odd number of pixels"
+
+
+def png(text: str) -> Path:
+    if not text.lower().endswith(".png"):
+        raise ValueError
+    return Path(text)
+
+
+png.__name__ = "name that ends in .png"
+
+
+def layers(text: str) -> tuple[str, ...]:
+    names = tuple(name for name in text.split(",") if name)
+    for name in names:
+        if name not in HIDEABLE:
+            raise argparse.ArgumentTypeError(f"'{name}' is no layer; there are {', '.join(HIDEABLE)}")
+    return names
+
+
+def frame_options(parser: Parser) -> None:
+    """Which frame; what is not given is the first there is."""
+    where = parser.add_argument_group("which frame (what is not given is the first there is)")
+    add(where, "--root", "--dataset_root", type=Path, default=IMAGES, metavar="DIR", help="images, YAML, clouds [%(default)s]")
+    add(where, "--split", help="train, validate, test, ...")
+    add(where, "--scenario", "--sequence", help="such as 2021_08_16_22_26_54")
+    add(where, "--agent", help="the main agent, such as 641")
+    add(where, "--frame", help="timestamp, such as 000069")
+    add(where, "--single", action="store_true", help="only the main agent, not the others of the timestamp")
+
+
+def output_option(parser: Parser) -> None:
+    add(parser, "--output", type=png, metavar="FILE.png", help=f"[{OUTPUTS}/DATE/...]")
+
+
+def prediction_option(parser: Parser) -> None:
+    add(parser, "--prediction", type=Path, metavar="DIR",
+        help="what `invoke infer` wrote, or one scene's folder in it")  # fmt: skip
+
+
+def depth_option(parser: Parser) -> None:
+    add(parser, "--depth_root", type=Path, metavar="DIR", help=f"depth maps [{DEPTH} where there is one, else the LiDAR]")
+
+
+def scene_options(parser: Parser) -> None:
+    """How a 3D picture is drawn."""
+    how = parser.add_argument_group("how")
+    add(how, "--max_range", type=length, metavar="M", help=f"metres shown to each side [{MIN_RANGE:g}, or all agents]")
+    add(how, "--camera_size", type=length, default=2.0, metavar="M", help="of the frusta [%(default)s]")
+    add(how, "--point_size", type=length, default=1.5, metavar="PX", help="[%(default)s]")
+    add(how, "--hide", type=layers, default=(), metavar="A,B", help=f"of {', '.join(HIDEABLE)}")
+    window_options(how)
+
+
+def window_options(parser: Any) -> None:
+    """--window, and what the group's scripts call for no window: pictures never need one."""
+    group = parser.add_mutually_exclusive_group()
+    add(group, "--window", action="store_true", help="Open3D's window instead of a file; needs a display")
+    add(group, "--no_gui", "--offscreen", action="store_true", help="no window; so it is anyway")
+
+
+def view_option(parser: Parser) -> None:
+    add(parser, "--view", choices=("sheet", *VIEWS), default="sheet", help="one view only, or a sheet of them [%(default)s]")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Timestamp:
+    """A frame of a scenario. The main agent's folder is the first; those of --single have no other."""
+
+    root: Path
+    folders: tuple[AgentFolder, ...]
+    frame: str
+
+    @property
+    def key(self) -> FrameKey:
+        return self.folders[0].key(self.frame)
+
+    @property
+    def main(self) -> str:
+        return self.folders[0].agent
+
+    def frames(self) -> list[str]:
+        """Those the main agent has, in order of time."""
+        return [name for name, has in self.folders[0].frames.items() if has & YAML]
+
+    def agents(self) -> tuple[AgentFrame, ...]:
+        """Who is there, the main agent first. Raises InputError."""
+        return read_timestamp(self.folders, self.main, self.frame)
+
+
+def find_timestamp(args: argparse.Namespace) -> Timestamp:
+    """The chosen timestamp: what is not named is the first there is.
+
+    Raises:
+        InputError: says which of split, scenario, agent or frame is not there.
+    """
+    selection = Selection(
+        splits=(args.split,) if args.split else (),
+        scenarios=(args.scenario,) if args.scenario else (),
+        agents=(args.agent,) if args.agent else (),
+        frames=(args.frame,) if args.frame else (),
+    )
+    for main in scan(args.root, selection):
+        chosen = [name for name, has in main.frames.items() if has & YAML]
+        if chosen:
+            break
+    else:
+        raise InputError(f"{args.root}: no frame with a YAML file; `invoke tree` lists what is there")
+    names = [main.agent]
+    if not args.single:
+        others = sorted(list_folders(args.root / main.split / main.scenario), key=agent_order)
+        names += [name for name in others if name != main.agent]
+    folders = tuple(scan_agent(args.root, main.split, main.scenario, name) for name in names)
+    return Timestamp(args.root, folders, chosen[0])
+
+
+def default_range(agents: Sequence[AgentFrame]) -> float:
+    """Metres: far enough that every agent is in the picture."""
+    lidar_from_world = invert(agents[0].frame.world_from_lidar)
+    offsets = [(lidar_from_world @ agent.frame.world_from_lidar)[[0, 2], 3] for agent in agents]
+    return max(MIN_RANGE, float(np.abs(offsets).max()) + 15.0)
+
+
+def note_missing_clouds(agents: Sequence[AgentFrame]) -> None:
+    for agent in agents:
+        if not agent.has_cloud:
+            print(f"note: no {agent.paths.pcd}; {agent.key.agent} is drawn without its cloud", file=sys.stderr)
+
+
+def output_path(args: argparse.Namespace, name: str, suffix: str = ".png") -> Path:
+    """--output, or a dated place."""
+    return args.output or OUTPUTS / datetime.date.today().isoformat() / f"{name}{suffix}"
+
+
+def key_name(kind: str, key: FrameKey) -> str:
+    return f"{kind}_{key.split}_{key.scenario}_{key.agent}_{key.frame}"
+
+
+def title_of(key: FrameKey) -> str:
+    return f"{key.split} / {key.scenario} / agent {key.agent} / frame {key.frame}"
+
+
+def save(args: argparse.Namespace, name: str, data: bytes) -> int:
+    path = output_path(args, name)
+    write_atomic(path, data)
+    print(path)
+    return 0
+
+
+def show_window(args: argparse.Namespace, picture: Picture, name: str, view: View | None = None) -> int:
+    """Open3D's window with the picture's layers; its S key writes where the picture would have gone."""
+    from mapanything.visualization.window import show
+
+    shown = {layer: list(picture.layers[layer]) for layer in ("cloud", "ground_truth", "boxes") if layer in picture.layers}
+    shown["cameras"] = [*picture.layers.get("cameras", ()), *picture.layers.get("axes", ())]
+    show(shown, title=picture.title, snapshot=output_path(args, name), view=view or chase_view(**STYLE))
+    return 0

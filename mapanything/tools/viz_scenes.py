@@ -1,0 +1,194 @@
+"""`viz pose`, `viz cloud`, `viz boxes` and `viz frame`: the frames of a data set, and clouds of any origin."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from mapanything.errors import InputError
+from mapanything.geometry.carla import cv_points
+from mapanything.opv2v.png import read_image
+from mapanything.tools.viz_options import (
+    MIN_RANGE,
+    Timestamp,
+    default_range,
+    find_timestamp,
+    key_name,
+    note_missing_clouds,
+    save,
+    show_window,
+    title_of,
+)
+from mapanything.tools.viz_predictions import add_prediction, check_images, find_prediction, prediction_picture
+from mapanything.visualization import figures, overlay, plots, render
+from mapanything.visualization.cloud_files import read_cloud
+from mapanything.visualization.paths import read_positions, trajectories
+from mapanything.visualization.pictures import HEIGHT_BAR, Picture, cloud_picture, draw_sheet, draw_view, scene_picture
+from mapanything.visualization.predictions import PredictedScene
+from mapanything.visualization.scenes import (
+    CAMERA_NAMES,
+    Cloud,
+    Scene,
+    build_scene,
+    height_colors,
+    vehicle_boxes,
+)
+
+UNSEEN_COLOR = (255, 140, 230)  # boxes of vehicles that only other agents saw
+CELL_WIDTH = 800  # pixels that an image of the sheet has at least
+PATH_FRAMES = 20  # before and after this one, in which the agents' paths are drawn: two seconds each
+LIDAR_HEIGHT = 1.9  # metres above the road, for clouds that come alone
+
+
+def frames_around(timestamp: Timestamp, frames: Sequence[str]) -> list[str]:
+    """The main agent's frames over which the paths at these frames are drawn."""
+    have = timestamp.frames()
+    near = {at + step for at in map(have.index, frames) for step in range(-PATH_FRAMES, PATH_FRAMES + 1)}
+    return [frame for i, frame in enumerate(have) if i in near]
+
+
+def read_scene(args: argparse.Namespace, timestamp: Timestamp) -> tuple[Scene, float]:
+    """The timestamp as a scene, and the range it is shown over. Raises InputError."""
+    agents = timestamp.agents()
+    note_missing_clouds(agents)
+    max_range = args.max_range or default_range(agents)
+    wanted = frames_around(timestamp, [timestamp.frame])
+    positions = None
+    if "paths" not in args.hide and len(wanted) > 1:
+        known = getattr(args, "positions", None)  # of a sequence, which reads each file once
+        if known is None:
+            positions = read_positions(timestamp.folders, wanted)
+        else:
+            at = [known[0].index(frame) for frame in wanted]
+            positions = {agent: places[at] for agent, places in known[1].items()}
+    scene = build_scene(agents, max_range=max_range, camera_length=args.camera_size)
+    return replace(scene, paths=() if positions is None else trajectories(agents, positions)), max_range
+
+
+def pose(args: argparse.Namespace) -> int:
+    timestamp = find_timestamp(args)
+    scene, max_range = read_scene(args, timestamp)
+    name = key_name("pose", timestamp.key)
+    if args.window:
+        return show_window(args, scene_picture(scene, max_range, str(timestamp.key)).without(args.hide), name)
+    return save(args, name, pose_png(args, scene, max_range))
+
+
+def pose_png(args: argparse.Namespace, scene: Scene, max_range: float) -> bytes:
+    scene = hide(scene, args.hide)
+    image = view = None
+    if not args.no_3d:
+        width, height = plots.view_size(len(scene.agents))
+        style = {"background": figures.BACKGROUND, "line_width": 1.6, "supersample": 2}
+        view = render.chase_view(width, height, point_size=args.point_size, **style)
+        image = render.render(scene, view)
+    return plots.pose_sheet(scene, max_range, image, view, args.point_size)
+
+
+def hide(scene: Scene, hidden: tuple[str, ...]) -> Scene:
+    """The scene without some layers."""
+    none = np.zeros(0, dtype=np.int64)
+    if "cloud" in hidden:
+        empty = np.zeros((0, 3))
+        scene = replace(scene, clouds=tuple(Cloud(empty, empty.astype(np.uint8), cloud.label) for cloud in scene.clouds))
+    if "boxes" in hidden:
+        scene = replace(scene, boxes=scene.boxes.select(none))
+    if "cameras" in hidden:
+        scene = replace(scene, cameras=scene.cameras.select(none))
+    return replace(scene, paths=()) if "paths" in hidden else scene
+
+
+def cloud(args: argparse.Namespace) -> int:
+    if not args.files:
+        return scene_command(args, "cloud")
+    if args.prediction is not None:
+        raise InputError("give either cloud files or --prediction")
+    return finish(args, files_picture(args), f"cloud_{args.files[0].stem}")
+
+
+def boxes(args: argparse.Namespace) -> int:
+    return scene_command(args, "boxes")
+
+
+def scene_command(args: argparse.Namespace, kind: str) -> int:
+    predicted = find_prediction(args) if args.prediction is not None else None
+    if predicted is not None and not args.root.is_dir():
+        picture = prediction_picture(predicted, args.max_range or MIN_RANGE)
+        return finish(args, picture, f"{kind}_{str(predicted).replace('/', '_')}")
+    timestamp = find_timestamp(args)
+    return finish(args, timestamp_picture(args, timestamp, kind, predicted), key_name(kind, timestamp.key))
+
+
+def timestamp_picture(
+    args: argparse.Namespace, timestamp: Timestamp, kind: str, predicted: PredictedScene | None = None
+) -> Picture:
+    """The LiDAR of a timestamp, for `boxes` with its vehicles; over it what was predicted for it."""
+    scene, max_range = read_scene(args, timestamp)
+    by_agent = args.color == "agent"
+    picture = scene_picture(scene, max_range, title_of(timestamp.key), by_agent=by_agent, boxes=kind == "boxes")
+    return picture if predicted is None else add_prediction(picture, predicted)
+
+
+def finish(args: argparse.Namespace, picture: Picture, name: str) -> int:
+    picture = picture.without(args.hide)
+    if args.window:
+        return show_window(args, picture, name)
+    figure = draw_sheet(picture, args.point_size) if args.view == "sheet" else draw_view(picture, args.view, args.point_size)
+    return save(args, name, figures.png_bytes(figure))
+
+
+def files_picture(args: argparse.Namespace) -> Picture:
+    """Clouds from files, in their own colours, by height where they have none."""
+    clouds, heights = [], False
+    for path in args.files:
+        points, colors = read_cloud(path)
+        points = cv_points(points) if args.axes == "opv2v" else points
+        points = points[np.isfinite(points).all(axis=1)] if colors is None else points
+        if colors is None or not colors[:, 1:].any():  # OPV2V's own hide an intensity in the red
+            colors, heights = height_colors(points, LIDAR_HEIGHT), True
+        if args.max_range:
+            near = (np.abs(points[:, [0, 2]]) <= args.max_range).all(axis=1)
+            points, colors = points[near], colors[near]
+        clouds.append(Cloud(points, colors, path.name))
+    picture = cloud_picture(clouds, args.max_range or MIN_RANGE, LIDAR_HEIGHT, ", ".join(path.name for path in args.files))
+    return replace(picture, bars=(HEIGHT_BAR,)) if heights else picture
+
+
+def frame(args: argparse.Namespace) -> int:
+    timestamp = find_timestamp(args)
+    return save(args, key_name("frame", timestamp.key), frame_png(timestamp, args.point_size))
+
+
+def frame_png(timestamp: Timestamp, point_size: int) -> bytes:
+    agents = timestamp.agents()
+    agent = agents[0]
+    points = agent.lidar_points()
+    boxes = vehicle_boxes(agents)
+    boxes = boxes.select(np.array([label != agent.key.agent for label in boxes.labels], dtype=bool))
+    own = {str(vehicle.id) for vehicle in agent.frame.vehicles}
+    known = own | {agent.key.agent for agent in agents}  # agents keep their colour
+    unseen = np.array([label not in known for label in boxes.labels], dtype=bool)
+    boxes.colors[unseen] = UNSEEN_COLOR
+    check_images(agent)
+    images = []
+    for camera in agent.frame.cameras:
+        image = read_image(agent.paths.image(camera.index))
+        if not images:
+            height, width = (size * max(1, math.ceil(CELL_WIDTH / image.shape[1])) for size in image.shape[:2])
+        image, intrinsics = overlay.enlarge(image, camera.cv_intrinsics, width, height)
+        image = overlay.draw_points(image, points, camera.camera_from_lidar, intrinsics, size=point_size)
+        images.append(overlay.draw_boxes(image, boxes, camera.camera_from_lidar, intrinsics))
+    key = agent.key
+    note = f"boxes: {len(own)} vehicles that {key.agent}'s LiDAR hit"
+    if len(agents) > 1:
+        note += f";  pink: {unseen.sum()} more that only the others ({', '.join(a.key.agent for a in agents[1:])}) hit"
+    return plots.image_sheet(
+        images,
+        [f"camera{k}: {name}" for k, name in enumerate(CAMERA_NAMES)],
+        title_of(key),
+        note,
+    )

@@ -1,0 +1,105 @@
+"""Depth maps in colours: dense ones as they are, sparse ones as dots that can be seen, over their darkened image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mapanything.visualization.comparison import ERROR_BAR
+from mapanything.visualization.overlay import DEPTH_RANGE, depth_colors
+from mapanything.visualization.predictions import error_colors
+from mapanything.visualization.sheets import Bar, Mark, Panel, sheet
+
+Image3 = NDArray[np.uint8]
+Depth = NDArray[np.float32]
+
+DENSE = 0.2  # of the pixels are known; a sweep of a LiDAR knows 1 or 2 in a hundred
+DOT = 3  # pixels, odd
+WIDTH = 461  # of a panel, four of which lie side by side
+DEPTH_BAR = Bar("depth (z), metres", *DEPTH_RANGE, "turbo_r", (2, 5, 10, 20, 50, 100), True)
+DIFFERENCE_BAR = Bar(
+    "|predicted - true| depth, metres", ERROR_BAR.low, ERROR_BAR.high, ERROR_BAR.map, ERROR_BAR.ticks, True, ERROR_BAR.start
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DepthView:
+    """One image (H, W, 3) and the z-depths (H, W) known and predicted for it; 0 is unknown, None: there is none."""
+
+    title: str
+    image: Image3
+    true: Depth | None
+    predicted: Depth | None = None
+
+
+def paint(values: Depth, known: NDArray[np.bool_], image: Image3, colors: Callable[[NDArray], Image3], width: int) -> Image3:
+    """Values (H, W) where `known`, as colours, `width` pixels wide.
+
+    Dense: pixel for pixel, unknown ones black. Sparse: a dot each over the image, which is darkened and grey; what is
+    smallest lies on top.
+    """
+    height = max(1, round(width * values.shape[0] / values.shape[1]))
+    v, u = np.nonzero(known)
+    if len(v) >= DENSE * values.size:
+        flat = np.zeros((*values.shape, 3), np.uint8)
+        flat[v, u] = colors(values[v, u])
+        return np.asarray(Image.fromarray(flat).resize((width, height), Image.Resampling.NEAREST))
+    grey = Image.fromarray(image).convert("L").resize((width, height), Image.Resampling.LANCZOS)
+    out = np.repeat((np.asarray(grey) * 0.35).astype(np.uint8)[..., None], 3, axis=2)
+    large_first = np.argsort(-values[v, u], kind="stable")
+    v, u = v[large_first], u[large_first]
+    row = np.floor((v + 0.5) * height / values.shape[0]).astype(np.int64)
+    column = np.floor((u + 0.5) * width / values.shape[1]).astype(np.int64)
+    steps = np.stack(np.meshgrid(np.arange(DOT), np.arange(DOT)), axis=-1).reshape(-1, 2) - DOT // 2
+    target = np.stack([row, column], axis=1)[:, None] + steps  # (N, DOT², 2)
+    inside = ((target >= 0) & (target < [height, width])).all(axis=2)
+    # NumPy keeps the last of repeated indices for plain assignment: the smallest.
+    out[target[inside][:, 0], target[inside][:, 1]] = np.repeat(colors(values[v, u]), inside.sum(axis=1), axis=0)
+    return out
+
+
+def draw_depths(title: str, views: Sequence[DepthView]) -> Any:
+    """A figure with a column per image: the image, its true depth, the predicted one and their difference, as there are."""
+    rows: list[list[Panel]] = [[], [], [], []]
+    differences, true = [], []
+    for view in views:
+        height = max(1, round(WIDTH * view.image.shape[0] / view.image.shape[1]))
+        small = np.asarray(Image.fromarray(view.image).resize((WIDTH, height), Image.Resampling.LANCZOS))
+        rows[0].append(Panel(small, view.title))
+        if view.true is not None:
+            known = view.true > 0
+            share = f"{100 * known.mean():.3g}% known"
+            rows[1].append(Panel(paint(view.true, known, view.image, depth_colors, WIDTH), f"true depth, {share}"))
+        if view.predicted is None:
+            continue
+        trusted = view.predicted > 0
+        share = f"{100 * trusted.mean():.3g}% trusted"
+        rows[2].append(Panel(paint(view.predicted, trusted, view.image, depth_colors, WIDTH), f"predicted depth, {share}"))
+        if view.true is not None:
+            both = known & trusted
+            difference = np.abs(view.predicted - view.true)
+            differences.append(difference[both])
+            true.append(view.true[both])
+            rows[3].append(Panel(paint(difference, both, view.image, error_colors, WIDTH), "difference"))
+    return sheet(
+        title,
+        [row for row in rows if row],
+        _marks(np.concatenate(differences), np.concatenate(true)) if differences else (),
+        (DEPTH_BAR, DIFFERENCE_BAR) if differences else (DEPTH_BAR,),
+    )
+
+
+def _marks(difference: Depth, true: Depth) -> tuple[Mark, ...]:
+    if not len(difference):
+        return (Mark("no pixel has both a true and a trusted predicted depth", sign="→"),)
+    rmse = float(np.sqrt(np.mean(np.square(difference, dtype=np.float64))))
+    relative = float(np.mean(difference / true, dtype=np.float64))
+    return (
+        Mark(f"{len(difference):,} pixels compared: median difference {np.median(difference):.2f} m", sign="→"),
+        Mark(f"RMSE {rmse:.2f} m, AbsRel {relative:.3f}", sign="→"),
+    )

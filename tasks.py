@@ -132,7 +132,7 @@ def make_depth() -> None:
     flag("overwrite", "replace an earlier sample"),
     value("seed", "another number, another town; same options, same bytes"),
     value("splits", "splits to write, with commas"),
-    value("scenarios", "scenarios per split"),
+    value("scenarios", "scenarios per split; one number, or one for each with commas"),
     value("agents", "vehicles with sensors per scenario, 2 to 7"),
     value("frames", "timestamps per scenario"),
     value("image-size", "image size as WIDTHxHEIGHT"),
@@ -329,12 +329,13 @@ def viewer() -> None:
 
 @command(
     "tools.demo",
-    path("root", "use this data set instead of a generated one"),
+    path("root", "use this data set; trained, and measured, is its first complete timestamp"),
     path("output", "work folder of the demo (default: experiments/demo)"),
+    flag("short", "hardly any training: shows that everything runs"),
     JOBS,
 )
 def demo() -> None:
-    """Runs the whole flow on a generated data set, on the CPU, in minutes."""
+    """Runs the whole flow on a generated data set, three stages of training included, on the CPU, in minutes."""
 
 
 @with_options(

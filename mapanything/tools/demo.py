@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -20,21 +21,46 @@ from pathlib import Path
 from mapanything.errors import InputError, run_command
 from mapanything.opv2v.layout import COMPLETE, FrameKey, scan
 
-# Half a minute's worth: two splits, three vehicles each. `--overwrite` replaces an earlier demo's data set.
-SMALL = ("--overwrite", "--splits", "train,validate", "--scenarios", "1", "--agents", "3", "--frames", "2")
+# Many streets of one moment each: a network learns more from another street than from the same one a moment later.
+SAMPLE = ("--agents", "3", "--frames", "1", "--image-size", "280x210", "--lidar-points", "30000")
+SCENARIOS = {"train": 26, "validate": 3, "test": 4}
+FEW = {"train": 2, "validate": 1, "test": 1}
+RESOLUTION = ("126", "98")
+VEHICLES = 7  # that the network can tell apart: the most there are in OPV2V
+RUNS = ("opv2v_ft_stage1", "opv2v_coop_stage2_full", "opv2v_coop_stage3_varviews")
+BEST = "checkpoint-best.pth"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """How one stage trains the tiny network; rates are far above the real one's, which starts from learnt weights."""
+
+    epochs: int
+    images: int
+    lr: float
+    overrides: tuple[str, ...] = ()
+
+
+# The vehicles' embeddings start at zero and have to be learnt before the rest forgets what stage 1 taught it.
+_VEHICLE_ID = (f"model.vehicle_id.num_roles={VEHICLES}", "+train_params.submodule_lr.vehicle_id=2e-2")
+STAGES = (
+    Stage(16, 16, 2e-3, ("model.pretrained=null",)),
+    Stage(16, 8, 4e-4, _VEHICLE_ID),
+    Stage(8, 10, 4e-4, (*_VEHICLE_ID, "model.encoder.gradient_checkpointing=false")),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One command, `python -m mapanything.tools.<module> <arguments>`, and what it leaves behind."""
+    """One command, `python -m <module> <arguments>`, and what it leaves behind."""
 
     title: str
-    module: str
+    module: str  # of mapanything
     arguments: tuple[str | Path, ...]
     result: Path | None = None
 
     def command(self) -> list[str]:
-        return ["-m", f"mapanything.tools.{self.module}", *map(str, self.arguments)]
+        return ["-m", f"mapanything.{self.module}", *map(str, self.arguments)]
 
 
 def run(step: Step) -> float:
@@ -58,22 +84,64 @@ def first_complete_frame(root: Path) -> FrameKey:
     raise InputError(f"{root}: no frame has its YAML, cloud and four images; `invoke check-data` says what is missing")
 
 
-def sample_steps(work: Path, images: Path, depth: Path, jobs: tuple[str, ...]) -> list[Step]:
+def sample_steps(work: Path, images: Path, depth: Path, few: bool, jobs: tuple[str, ...]) -> list[Step]:
+    """`--overwrite` replaces an earlier demo's data set."""
+    scenarios = FEW if few else SCENARIOS
+    which = ("--splits", ",".join(scenarios), "--scenarios", ",".join(map(str, scenarios.values())))
+    data = work / "data"
     return [
-        Step("make a data set", "make_sample", ("--output", work / "data", *SMALL, *jobs), work / "data"),
-        Step("check it, with its depth", "check_opv2v", ("--root", images, "--depth-root", depth, "--deep", *jobs)),
+        Step("make a data set", "tools.make_sample", ("--output", data, "--overwrite", *which, *SAMPLE, *jobs), data),
+        Step("check it, with its depth", "tools.check_opv2v", ("--root", images, "--depth-root", depth, "--deep", *jobs)),
     ]
 
 
 def data_steps(work: Path, images: Path, jobs: tuple[str, ...]) -> list[Step]:
     """What is done to any data set, generated or real. Each root's depth maps have a folder of their own."""
-    depth = work / f"lidar_depth_{blake2b(os.fsencode(images.resolve()), digest_size=4).hexdigest()}"
+    depth = lidar_depth(work, images)
     report = work / "check.json"
     roots = ("--root", images, "--depth-root", depth)
     return [
-        Step("make depth maps from the clouds", "make_depth", (*roots, "--overwrite", *jobs), depth),
-        Step("check the data and these depth maps", "check_opv2v", (*roots, "--report", report, *jobs), report),
-        Step("show the tree", "tree", roots),
+        Step("make depth maps from the clouds", "tools.make_depth", (*roots, "--overwrite", *jobs), depth),
+        Step("check the data and these depth maps", "tools.check_opv2v", (*roots, "--report", report, *jobs), report),
+    ]
+
+
+def lidar_depth(work: Path, images: Path) -> Path:
+    return work / f"lidar_depth_{blake2b(os.fsencode(images.resolve()), digest_size=4).hexdigest()}"
+
+
+def training_steps(work: Path, images: Path, depth: Path, few: bool) -> list[Step]:
+    """Stages 1 to 3 with the tiny network on the CPU."""
+    cores = min(2, len(os.sched_getaffinity(0)))
+    steps = []
+    for number, (name, stage) in enumerate(zip(RUNS, STAGES, strict=True), 1):
+        arguments = (
+            *(f"stage=stage{number}", "model=mapanything_tiny", "resume=false"),
+            *(f"machine.opv2v_images_root={images}", f"machine.opv2v_depth_root={depth}"),
+            *(f"machine.root_experiments_dir={work / 'runs'}", "machine.num_workers=1"),
+            *("distributed.device=cpu", f"distributed.world_size={cores}", f"dataset.resolution=[{','.join(RESOLUTION)}]"),
+            *(f"train_params.max_num_of_imgs_per_gpu={stage.images}", f"train_params.lr={stage.lr:g}"),
+            *(f"train_params.epochs={1 if few else stage.epochs}", "train_params.print_every=100", *stage.overrides),
+        )
+        steps.append(Step(f"train stage {number}", "train.training", arguments, work / "runs" / name))
+    return steps
+
+
+def result_steps(work: Path, images: Path, depth: Path, pictures: Path) -> list[Step]:
+    """Figures, files and pictures of what the networks predict for a split they were not trained on."""
+    of = ("--root", images, "--split", "test")
+    models = [f"stage{number}={work / 'runs' / name / BEST}" for number, name in enumerate(RUNS, 1)]
+    measured, predicted = work / "evaluation", work / "predictions"
+    last = work / "runs" / RUNS[-1] / BEST
+    evaluation = ("--depth-root", depth, "--resolution", *RESOLUTION, "--models", *models, "--out", measured, "--overwrite")
+    inference = ("--coop", "--limit", "1", "--checkpoint", last, "--resolution", *RESOLUTION, "--save-pred-dir", predicted)
+    seen = ("--root", images, "--prediction", predicted)
+    compare, shown = pictures / "demo_compare.png", pictures / "demo_depth.png"
+    return [
+        Step("measure the three stages", "tools.evaluate", (*of, *evaluation, "--worst", "1"), measured / "summary.md"),
+        Step("predict a scene", "tools.infer", (*of, *inference, "--overwrite"), predicted),
+        Step("draw prediction and LiDAR", "tools.viz", ("compare", *seen, "--output", compare), compare),
+        Step("draw its depth", "tools.viz", ("depth", *seen, "--depth-root", depth, "--output", shown), shown),
     ]
 
 
@@ -81,33 +149,66 @@ def picture_steps(images: Path, pictures: Path) -> list[Step]:
     key = first_complete_frame(images)
     of = ("--split", key.split, "--sequence", key.scenario, f"--agent={key.agent}", "--frame", key.frame)
     return [
-        Step(f"draw {title}", "viz", (kind, "--root", images, *of, "--output", target), target)
+        Step(f"draw {title}", "tools.viz", (kind, "--root", images, *of, "--output", target), target)
         for kind, title in (("pose", "cameras, boxes and clouds"), ("frame", "clouds and boxes over the images"))
         for target in (pictures / f"demo_{kind}.png",)
     ]
 
 
+def overfit_roots(work: Path, images: Path, depth: Path) -> tuple[Path, Path]:
+    """Image and depth root of one timestamp, as links: many times to train with, once to measure.
+
+    Every split has the same timestamp under scenario names of its own, so that the steps are those of a whole data set.
+    """
+    key = first_complete_frame(images)
+    roots = work / "one_timestamp" / "opv2v_images", work / "one_timestamp" / "opv2v_depth"
+    if roots[0].parent.exists():
+        shutil.rmtree(roots[0].parent)  # links only
+    number = 0
+    for split, count in SCENARIOS.items():
+        for _ in range(count):
+            name = f"{key.scenario[:-5]}{number // 60:02d}_{number % 60:02d}"
+            number += 1
+            for root, source in zip(roots, (images, depth), strict=True):
+                for path in (source / key.split / key.scenario).glob(f"*/{key.frame}*"):
+                    link = root / split / name / path.parent.name / path.name
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link.symlink_to(path.resolve())
+    return roots
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="mapanything.tools.demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--root", type=Path, help="use this data set instead of a generated one")
+    parser.add_argument("--root", type=Path, help="use this data set; trained, and measured, is its first complete timestamp")
     parser.add_argument("--output", type=Path, default=Path("experiments/demo"), help="work folder (%(default)s)")
     parser.add_argument("--jobs", help="processes (default: one per core)")
+    parser.add_argument("--short", action="store_true", help="hardly any training: shows that everything runs")
     arguments = parser.parse_args()
     jobs = ("--jobs", arguments.jobs) if arguments.jobs else ()
     work: Path = arguments.output
     images = arguments.root or work / "data" / "opv2v_images"
-    done: list[tuple[Step, float]] = []
-    if arguments.root is None:
-        depth = work / "data" / "opv2v_depth"
-        done += [(step, run(step)) for step in sample_steps(work, images, depth, jobs)]
-    done += [(step, run(step)) for step in data_steps(work, images, jobs)]
     pictures = Path("visualization_outputs") / date.today().isoformat()
-    done += [(step, run(step)) for step in picture_steps(images, pictures)]
+    done: list[tuple[Step, float]] = []
+
+    def run_all(steps: list[Step]) -> None:
+        done.extend((step, run(step)) for step in steps)
+
+    depth = work / "data" / "opv2v_depth"
+    if arguments.root is None:
+        run_all(sample_steps(work, images, depth, arguments.short, jobs))
+    run_all(data_steps(work, images, jobs))
+    run_all(picture_steps(images, pictures))
+    if arguments.root is not None:
+        images, depth = overfit_roots(work, images, lidar_depth(work, images))
+    run_all(training_steps(work, images, depth, arguments.short))
+    run_all(result_steps(work, images, depth, pictures))
 
     print(f"\n{'step':<42} {'time':>8}  result")
     for step, seconds in done:
         print(f"{step.title:<42} {seconds:>6.1f} s  {step.result if step.result is not None else ''}".rstrip())
     print(f"{'together':<42} {sum(seconds for _, seconds in done):>6.1f} s")
+    if arguments.root is not None:
+        print("the figures are of the timestamp that was trained: they show that it can be learnt, not that anything else was")
     return 0
 
 

@@ -26,6 +26,18 @@ def image_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def scenario_counts(text: str) -> int | tuple[int, ...]:
+    """'2' -> 2, '24,4' -> (24, 4).
+
+    Raises:
+        InputError: not whole numbers with commas.
+    """
+    if re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", text.strip()) is None:
+        raise InputError(f"scenarios '{text[:40]}': give a number, or one for each split, for example 24,4")
+    counts = tuple(int(part) for part in text.split(","))
+    return counts[0] if len(counts) == 1 else counts
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line's options."""
     options = argparse.ArgumentParser(
@@ -38,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace an earlier sample in DIR; foreign files stay")
     add("--seed", type=int, default=_DEFAULT.seed, help="another number, another town")
     add("--splits", default=",".join(_DEFAULT.splits), help="comma-separated splits")
-    add("--scenarios", type=int, default=_DEFAULT.scenarios, metavar="N", help="per split")
+    add("--scenarios", default=str(_DEFAULT.scenarios), metavar="N[,N...]", help="per split; one number, or one for each")
     add("--agents", type=int, default=_DEFAULT.agents, metavar="N", help="vehicles with sensors per scenario, 2 to 7")
     add("--frames", type=int, default=_DEFAULT.frames, metavar="N", help="timestamps per scenario, 0.1 s apart")
     add("--image-size", default=f"{_DEFAULT.width}x{_DEFAULT.height}", metavar="WxH", help="always 100 degrees wide")
@@ -63,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = SampleOptions(
         seed=args.seed,
         splits=tuple(split.strip() for split in args.splits.split(",") if split.strip()),
-        scenarios=args.scenarios,
+        scenarios=scenario_counts(args.scenarios),
         agents=args.agents,
         frames=args.frames,
         width=width,

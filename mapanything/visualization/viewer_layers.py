@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mapanything.visualization.scenes import Boxes, Cloud, Float, Item, agent_color, height_colors, trajectories
+from mapanything.visualization.paths import trajectories
+from mapanything.visualization.scenes import Boxes, Cloud, Float, Item, agent_color, height_colors
 from mapanything.visualization.viewer_frames import ViewerFrame
 
 TILE = 64.0  # metres

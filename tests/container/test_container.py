@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -59,22 +60,27 @@ def test_depth_and_report_are_the_hosts(host: Host, tmp_path: Path) -> None:
     assert report == own_report
 
 
-def test_viz_alone_draws_the_hosts_pictures(host: Host, tmp_path: Path) -> None:
+def test_viz_alone_draws_the_mounted_data(host: Host, tmp_path: Path) -> None:
     drawn = host.run("viz")
     assert drawn.returncode == 0, drawn.stderr
-    assert "the pictures are in visualization_outputs/" in drawn.stderr
-    pictures = files(tmp_path / "visualization_outputs")
-    assert [path.name.split("_")[0] for path in pictures] == ["frame", "pose"]
-    assert {path.stat().st_uid for path in pictures} == {UID}
-    for kind, picture in zip(("frame", "pose"), pictures):
-        own = tmp_path / f"{kind}.png"
-        on_host("viz", kind, "--root", host.images, "--output", own)
-        if own.read_bytes() != picture.read_bytes():
-            # The 3D view is the host's Mesa or GPU against the image's Mesa; all else is the same to the last bit.
-            assert kind == "pose"
-            one, two = (np.asarray(Image.open(path).convert("RGB"), np.float32) for path in (own, picture))
-            assert one.shape == two.shape
-            assert np.abs(one - two).mean() < 1.0
+    assert "first frame of data/opv2v_images: visualization_outputs/" in drawn.stdout
+    (picture,) = files(tmp_path / "visualization_outputs")
+    assert picture.name.startswith("pose_") and picture.stat().st_uid == UID
+
+
+@pytest.mark.parametrize("kind", ["pose", "frame", "cloud", "boxes", "depth"])
+def test_pictures_are_the_hosts(host: Host, tmp_path: Path, kind: str) -> None:
+    drawn = host.run("viz", kind, "--output", f"visualization_outputs/{kind}.png")
+    assert drawn.returncode == 0, drawn.stderr
+    inside, own = tmp_path / "visualization_outputs" / f"{kind}.png", tmp_path / f"{kind}.png"
+    depth = ("--depth-root", host.depth) if kind == "depth" else ()
+    on_host("viz", kind, "--root", host.images, *depth, "--output", own)
+    if own.read_bytes() != inside.read_bytes():
+        # The 3D views are the host's Mesa or GPU against the image's Mesa; all else is the same to the last bit.
+        assert kind in ("pose", "cloud", "boxes")
+        one, two = (np.asarray(Image.open(path).convert("RGB"), np.float32) for path in (own, inside))
+        assert one.shape == two.shape
+        assert np.abs(one - two).mean() < 1.0
 
 
 def test_viz_with_arguments_is_the_task(host: Host, tmp_path: Path) -> None:
@@ -179,12 +185,10 @@ def test_processes_find_each_other_without_a_network(host: Host, tmp_path: Path)
     assert [(tmp_path / "experiments" / str(rank)).read_text() for rank in range(2)] == ["2.0", "2.0"]
 
 
-def test_tensorboard_serves_this_host_only_and_reads_only(host: Host, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def test_pages_are_served_to_this_host_only_and_read_only(host: Host, tmp_path: Path) -> None:
+    ports = dict(zip(("tensorboard", "viewer"), free_ports(2), strict=True))
     with host.env_file.open("a") as file:
-        file.write(f"TENSORBOARD_PORT={port}\n")
+        file.writelines(f"{service.upper()}_PORT={port}\n" for service, port in ports.items())
     code = "from torch.utils.tensorboard import SummaryWriter; writer = SummaryWriter('experiments/run1'); "
     code += "writer.add_scalar('loss', 1.5, 0); writer.close()"
     assert host.run("viz", "-c", code, options=("--entrypoint", "python")).returncode == 0
@@ -192,18 +196,31 @@ def test_tensorboard_serves_this_host_only_and_reads_only(host: Host, tmp_path: 
     started = host.compose("up", "--detach", "--wait")
     assert started.returncode == 0, started.stderr
     listed = [json.loads(line) for line in host.compose("ps", "--format", "json").stdout.splitlines()]
-    assert [(service["Service"], service["Health"]) for service in listed] == [("tensorboard", "healthy")]
-    assert {(part["URL"], part["PublishedPort"]) for part in listed[0]["Publishers"]} == {("127.0.0.1", port)}
+    assert {service["Service"]: service["Health"] for service in listed} == dict.fromkeys(ports, "healthy")
+    for service in listed:
+        published = {(part["URL"], part["PublishedPort"]) for part in service["Publishers"]}
+        assert published == {("127.0.0.1", ports[service["Service"]])}
+        for place in ("experiments/x", "data/opv2v_images/x"):
+            tried = host.compose("exec", "-T", service["Service"], "touch", place)
+            assert tried.returncode != 0, place
     deadline, runs = time.monotonic() + 30, []
     while runs != ["run1"] and time.monotonic() < deadline:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/data/runs", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{ports['tensorboard']}/data/runs", timeout=10) as answer:
             runs = json.load(answer)
         time.sleep(0.2)
     assert runs == ["run1"]
-    assert "container:" not in host.compose("logs", "tensorboard").stdout
-    tried = host.compose("exec", "-T", "tensorboard", "touch", "experiments/x")
-    assert "Read-only file system" in tried.stderr
+    with urllib.request.urlopen(f"http://127.0.0.1:{ports['viewer']}", timeout=10) as answer:
+        assert b"<html" in answer.read().lower()
+    assert "container:" not in host.compose("logs").stdout
     assert host.compose("down").returncode == 0
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
 
 
 def test_what_ran_can_be_named(host: Host, image: str) -> None:

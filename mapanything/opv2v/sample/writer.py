@@ -44,11 +44,12 @@ _TAKEN_NAMES = {"2021_09_09_13_20_58", "2021_08_20_21_10_24", "2021_08_18_09_02_
 
 @dataclass(frozen=True, slots=True)
 class SampleOptions:
-    """What to generate: `scenarios` per split, `agents` and `frames` per scenario, `lidar_points` rays per sweep."""
+    """What to generate: `scenarios` of every split (or one number for each), `agents` and `frames` per scenario,
+    `lidar_points` rays per sweep."""
 
     seed: int = 0
     splits: tuple[str, ...] = ("train", "validate", "test")
-    scenarios: int = 2
+    scenarios: int | tuple[int, ...] = 2
     agents: int = 3
     frames: int = 4
     width: int = 800
@@ -61,7 +62,6 @@ class SampleOptions:
     def __post_init__(self) -> None:
         limits = {
             "seed": (self.seed, 0, 2**32 - 1),
-            "scenarios": (self.scenarios, 1, 1000),
             "agents": (self.agents, 2, 7),
             "frames": (self.frames, 1, MAX_FRAMES),
             "image width": (self.width, 16, 8192),
@@ -69,12 +69,20 @@ class SampleOptions:
             "LiDAR channels": (self.lidar_channels, 1, 256),
             "LiDAR points": (self.lidar_points, self.lidar_channels * 8, 5_000_000),
         }
-        for name, (value, low, high) in limits.items():
+        counts = [("scenarios", (count, 1, 1000)) for count in self.scenarios_of_splits()]
+        for name, (value, low, high) in [*counts, *limits.items()]:
             if not low <= value <= high:
                 raise InputError(f"{name}: {value} is out of range; give {low} to {high}")
         unknown = [split for split in self.splits if split not in SPLITS]
         if unknown or not self.splits or len(set(self.splits)) < len(self.splits):
             raise InputError(f"splits: {','.join(self.splits) or 'none'}; give some of {', '.join(SPLITS)}, each once")
+        if len(self.scenarios_of_splits()) != len(self.splits):
+            given = ",".join(map(str, self.scenarios_of_splits()))
+            raise InputError(f"scenarios: {given}; give one number, or one for each of {','.join(self.splits)}")
+
+    def scenarios_of_splits(self) -> tuple[int, ...]:
+        """How many scenarios each of `splits` gets."""
+        return (self.scenarios,) * len(self.splits) if isinstance(self.scenarios, int) else self.scenarios
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +106,8 @@ def plan(options: SampleOptions) -> list[ScenarioPlan]:
     """Every scenario that the options ask for, in OPV2V's naming: date, actor ids, six-digit frames two apart."""
     plans: list[ScenarioPlan] = []
     names = set(_TAKEN_NAMES)
-    for split in options.splits:
-        for number in range(options.scenarios):
+    for split, count in zip(options.splits, options.scenarios_of_splits(), strict=True):
+        for number in range(count):
             rng = rng_of(options.seed, SPLITS.index(split), number)
             name = next(name for name in _names(rng) if name not in names)
             names.add(name)

@@ -76,6 +76,10 @@ RUN --mount=type=bind,from=wheels,target=/wheels \
     # torch's own C++ tests and protobuf's compiler: 140 MB that nothing here runs.
     rm -rf .venv/lib/python3.11/site-packages/torch/test; \
     find .venv/lib/python3.11/site-packages/torch/bin \( -iname '*test*' -o -name 'protoc*' \) -delete; \
+    # The packages' own tests, source maps of their web pages, and Open3D's operators for TensorFlow: 110 MB more.
+    find .venv/lib/python3.11/site-packages -type d -name tests -prune -exec rm -rf {} +; \
+    find .venv/lib/python3.11/site-packages -name '*.js.map' -delete; \
+    rm .venv/lib/python3.11/site-packages/open3d/open3d_tf_ops.so; \
     # Some packages carry files for newer Pythons, which do not compile: not an error.
     PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0 .venv/bin/python -m compileall -f -q -j 0 --invalidation-mode unchecked-hash -x '/tests?/' .venv || true; \
     install -d /out/opt/mapanything; \

@@ -366,6 +366,9 @@ def test_foreign_folders_are_refused(tmp_path: Path) -> None:
         ["--agents", "8"],
         ["--frames", "0"],
         ["--scenarios", "-1"],
+        ["--scenarios", "0"],
+        ["--scenarios", "many"],
+        ["--scenarios", "1,2"],
         ["--seed", "-1"],
         ["--splits", "training"],
         ["--splits", "train,train"],
@@ -382,6 +385,13 @@ def test_bad_options_are_one_clear_line(tmp_path: Path, arguments: list[str]) ->
     with pytest.raises(InputError):
         main(["--output", str(tmp_path / "out"), *arguments])
     assert not (tmp_path / "out").exists()
+
+
+def test_number_of_scenarios_of_each_split(tmp_path: Path) -> None:
+    small = ["--agents", "2", "--frames", "1", "--image-size", "32x24", "--lidar-channels", "4", "--lidar-points", "400"]
+    main(["--output", str(tmp_path), "--splits", "train,test", "--scenarios", "2,1", *small])
+    root = tmp_path / "opv2v_images"
+    assert {split: len(list((root / split).iterdir())) for split in ("train", "test")} == {"train": 2, "test": 1}
 
 
 def test_fixture_is_what_its_readme_says(tmp_path: Path) -> None:

@@ -341,10 +341,12 @@ def demo() -> None:
 @with_options(
     value("match", "only tests whose names match, as pytest's -k"),
     value("jobs", "processes (default: one per core; 0: in this process, for debuggers)", default="auto"),
+    flag("faults", "only the tests of faults, the long ones too, with 10,000 broken files per parser"),
 )
 def test(given: SimpleNamespace) -> None:
     """Runs the tests in parallel. What follows `--` goes to pytest: `invoke test -- -x tests/opv2v`."""
-    run("-m", "pytest", "-n", given.jobs, *(["-k", given.match] if given.match else []), *typed()[1])
+    faults = ["-m", "faults", "--faults", "10000"] if given.faults else []
+    run("-m", "pytest", "-n", given.jobs, *(["-k", given.match] if given.match else []), *faults, *typed()[1])
 
 
 @with_options(
@@ -361,7 +363,7 @@ def lint(given: SimpleNamespace) -> None:
 
 @command(
     "tools.bench",
-    position("what", "data or model"),
+    position("what", "data, model or viz"),
     path("root", "image root whose first complete frame is used (default: data/opv2v_images, else generated)"),
     value("rounds", "timed rounds"),
     path("json", "write the figures to this file too"),

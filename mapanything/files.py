@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import tempfile
 import time
@@ -12,6 +14,8 @@ from typing import IO
 
 from mapanything.errors import InputError
 
+# The machine's doing, not the program's: the disk is full, read-only, not ours, broken.
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
 TEMPORARY = ".tmp-"  # such files belong to killed runs; `open_atomic` is the only writer of the prefix
 
 
@@ -67,6 +71,37 @@ def remove_stale_temporaries(folder: Path, older_than_s: float = 3600.0) -> None
             if entry.name.startswith(TEMPORARY) and time.time() - entry.stat().st_mtime > older_than_s:
                 with contextlib.suppress(OSError):
                     os.unlink(entry.path)
+
+
+@contextlib.contextmanager
+def writing_alone(folder: Path, option: str) -> Iterator[None]:
+    """Makes a folder and keeps others of us from writing into it meanwhile; however the process ends, it is free again.
+
+    Args:
+        option: that gave the folder, for messages.
+
+    Raises:
+        InputError: another run is writing there; it can't be made.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is no folder; give another {option}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise InputError(f"{folder}: can't be made or opened ({error.strerror}); give another {option}") from error
+    try:
+        # Of the folder itself, so that no file is left in it. Some network file systems can't: then nobody is kept out.
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            text = f"{folder}: another run is writing here; wait for it, stop it, or give another {option}"
+            raise InputError(text) from error
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def cache_dir() -> Path:

@@ -11,6 +11,10 @@ import pytest
 SAMPLE = Path(__file__).parent / "fixtures" / "sample_opv2v"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults", type=int, metavar="N", help="the long tests of faults too, N broken files per parser")
+
+
 @pytest.fixture
 def sample_root(tmp_path: Path) -> Path:
     """Image root of the synthetic sample: a copy, so that a test may break it."""
@@ -67,8 +71,15 @@ def _from_environment(name: str) -> Path:
     return path
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` are skipped where there is none; torch is only asked where there are such tests."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` are skipped where there is none; torch is only asked where there are such tests.
+
+    Those marked `faults(long=True)` are left out without `--faults N`.
+    """
+    if not config.getoption("--faults"):
+        long = [item for item in items if any(mark.kwargs.get("long") for mark in item.iter_markers("faults"))]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

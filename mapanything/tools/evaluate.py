@@ -14,10 +14,12 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from mapanything.errors import InputError, run_command
+from mapanything.files import writing_alone
 from mapanything.tools.options import (
     DEPTH,
     add_data_options,
@@ -92,7 +94,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    with ExitStack() as held:
+        return _main(_parser().parse_args(argv), held)
+
+
+def _main(args: argparse.Namespace, held: ExitStack) -> int:
     paths = parse_models(args.models)
     low, high = _heights(args.z_range)
     if 2 * args.bev_extent / args.bev_cell > 20_000:
@@ -116,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     depth_layout(depth_root)
     resolution = parse_resolution(args.resolution)
     device = parse_device(args.device)
+    held.enter_context(writing_alone(out, "--out"))
     prepare_out(out, args.overwrite)
     modes = MODES[args.mode]
     choice = Choice(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mapanything.errors import InputError, run_command
+from mapanything.files import writing_alone
 from mapanything.inference.clouds import CLOUD_FROM_CV, ENCODERS
 from mapanything.tools.options import DEPTH, add_data_options, parse_devices, parse_resolution, positive, selection
 
@@ -110,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tqdm import tqdm
 
     problems: list[str] = []
-    with tqdm(total=len(todo), desc="infer", unit="scene", disable=None) as bar:
+    bar = tqdm(total=len(todo), desc="infer", unit="scene", disable=None)
+    with writing_alone(out, "--save-pred-dir"), bar:
 
         def report(key: object, problem: str) -> None:
             if problem:

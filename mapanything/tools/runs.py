@@ -36,12 +36,13 @@ def describe(folder: Path, name: str) -> dict[str, Any]:
         state = "running"
     elif state == "running":
         state = "killed"
-    best = min((entry for entry in entries if "validate_loss" in entry), key=lambda e: e["validate_loss"], default={})
+    validated = [entry for entry in entries if _number(entry.get("validate_loss")) is not None]
+    best = min(validated, key=lambda entry: entry["validate_loss"], default={})
     return {
         "run": name,
         "stage": status.get("stage"),
-        "epoch": status.get("epoch"),
-        "epochs": status.get("epochs"),
+        "epoch": _number(status.get("epoch")),
+        "epochs": _number(status.get("epochs")),
         "best": best.get("validate_loss"),
         "best_epoch": best.get("epoch"),
         "state": state,
@@ -50,15 +51,19 @@ def describe(folder: Path, name: str) -> dict[str, Any]:
     }
 
 
+def _number(value: Any) -> float | None:
+    """What a damaged file may hold instead of a number is none."""
+    return value if isinstance(value, int | float) and abs(value) < 1e300 else None
+
+
 def table(runs: list[dict[str, Any]]) -> list[str]:
     width = max(len("run"), *(len(run["run"]) for run in runs))
     lines = [f"{'run':<{width}}  stage      epoch        best  state     last heard of"]
     for run in runs:
         epoch = "-" if run["epoch"] is None else f"{run['epoch']:.2f}/{run['epochs'] or '?'}"
         best = "-" if run["best"] is None else f"{run['best']:.4g} ({run['best_epoch']})"
-        line = (
-            f"{run['run']:<{width}}  {run['stage'] or '-':<5}  {epoch:>9}  {best:>10}  {run['state']:<8}  {run['time'] or '-'}"
-        )
+        stage, state = str(run["stage"] or "-"), str(run["state"])
+        line = f"{run['run']:<{width}}  {stage:<5}  {epoch:>9}  {best:>10}  {state:<8}  {run['time'] or '-'}"
         lines.append(line + (f"  {run['reason']}" if run["reason"] else ""))
     return lines
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -44,6 +45,20 @@ def _ignore_signals(_: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
+
+
+def lost_loader(error: BaseException) -> str | None:
+    """What to say where the error is torch's about a loader process that is gone; None for other errors.
+
+    torch raises it wherever training is at that moment, in the middle of a step too: nothing can be saved then.
+    """
+    found = re.match(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)", str(error)) if isinstance(error, RuntimeError) else None
+    if found is None:
+        return None
+    return (
+        f"a loader process ({found[1]}) was killed; out of memory? (see dmesg) The last checkpoint counts: the same command "
+        "goes on from there, with a smaller machine.num_workers it needs less memory"
+    )
 
 
 class Feed:

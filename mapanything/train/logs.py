@@ -10,12 +10,14 @@ One run at a time: the first process of a run holds a lock on `.lock` for as lon
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -25,6 +27,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mapanything.errors import InputError
+from mapanything.files import DISK_ERRORS
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +119,18 @@ class _Formatter(logging.Formatter):
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 
+class _File(logging.FileHandler):
+    """Does without what it can't write: a full disk is said by what training can't do without, not by every line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 class Console:
     """Log lines to the terminal and console.log: all of rank 0's, the others' warnings. Takes its handlers away on exit."""
 
@@ -126,7 +141,7 @@ class Console:
         errors.addFilter(lambda record: record.levelno >= logging.ERROR)
         self._handlers: list[logging.Handler] = [progress, errors]
         try:
-            self._handlers.append(logging.FileHandler(folder / CONSOLE, encoding="utf-8"))
+            self._handlers.append(_File(folder / CONSOLE, encoding="utf-8"))
         except OSError as error:
             raise InputError(f"{folder / CONSOLE}: can't be written ({error.strerror}); fix permissions") from error
         for handler in self._handlers:
@@ -140,10 +155,18 @@ class Console:
         for handler in self._handlers:
             root.addHandler(handler)
         logging.captureWarnings(True)
+        # TensorBoard's thread dies of a full disk; `attempt` says so, in one line, when the next figure is written.
+        self._excepthook = threading.excepthook
+        threading.excepthook = self._thread_failed
         return self
+
+    def _thread_failed(self, args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and args.exc_value.errno in DISK_ERRORS):
+            self._excepthook(args)
 
     def __exit__(self, *_: object) -> None:
         logging.captureWarnings(False)
+        threading.excepthook = self._excepthook
         root = logging.getLogger()
         root.setLevel(self._level)
         for handler in self._handlers:
@@ -170,7 +193,7 @@ def attempt(action: Callable[[], None], what: str) -> None:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The epochs of log.txt; what is no JSON (a line that a full disk cut off) is left out."""
+    """The epochs of log.txt; what is none (a line that a full disk cut off) is left out."""
     lines = []
     try:
         text = (folder / LOG).read_text("utf-8", errors="replace")
@@ -179,9 +202,9 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     for line in text.splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(entry, dict):
+        if isinstance(entry, dict) and type(entry.get("epoch")) is int:
             lines.append(entry)
     return lines
 
@@ -194,7 +217,7 @@ def append_log(folder: Path, entry: Mapping[str, Any]) -> None:
 def forget_epochs(folder: Path, done: int) -> None:
     """Takes the lines of epochs from `done` (0-based) on out of log.txt: a resumed run comes there again."""
     entries = read_log(folder)
-    kept = [entry for entry in entries if entry.get("epoch", 0) <= done]
+    kept = [entry for entry in entries if entry["epoch"] <= done]
     if len(kept) != len(entries):
         write_text(folder / LOG, "".join(json.dumps(entry) + "\n" for entry in kept))
 
@@ -208,7 +231,7 @@ def write_status(folder: Path, **values: Any) -> None:
 def read_status(folder: Path) -> dict[str, Any]:
     try:
         status = json.loads((folder / STATUS).read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return status if isinstance(status, dict) else {}
 
@@ -218,8 +241,8 @@ def write_manifest(folder: Path, config: DictConfig, manifest: Mapping[str, Any]
     write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     path = folder / "manifest.json"
     try:
-        starts = json.loads(path.read_text("utf-8"))["starts"]
-    except (OSError, ValueError, KeyError, TypeError):
+        starts = list(json.loads(path.read_text("utf-8"))["starts"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         starts = []
     started = {"started": datetime.now().isoformat(timespec="seconds"), **manifest}
     write_text(path, json.dumps({"starts": [*starts, started]}, indent=1) + "\n")
@@ -231,21 +254,33 @@ class Curves:
     def __init__(self, folder: Path, epoch: float) -> None:
         from torch.utils.tensorboard import SummaryWriter  # half a second, and only one process needs it
 
-        self._writer = SummaryWriter(str(folder), purge_step=round(1000 * epoch), flush_secs=30)
+        self._writer: SummaryWriter | None = None
+
+        def open_it() -> None:
+            self._writer = SummaryWriter(str(folder), purge_step=round(1000 * epoch), flush_secs=30)
+
+        attempt(open_it, "TensorBoard")
 
     def scalars(self, group: str, values: Mapping[str, float], epoch: float) -> None:
+        writer = self._writer
+        if writer is None:
+            return
+
         def add() -> None:
             for name, value in values.items():
-                self._writer.add_scalar(f"{group}/{name}", value, round(1000 * epoch))
+                writer.add_scalar(f"{group}/{name}", value, round(1000 * epoch))
 
         attempt(add, "TensorBoard")
 
     def image(self, name: str, pixels: Any, epoch: float) -> None:
         """pixels: (H, W, 3) uint8."""
-        attempt(lambda: self._writer.add_image(name, pixels, round(1000 * epoch), dataformats="HWC"), "TensorBoard")
+        writer = self._writer
+        if writer is not None:
+            attempt(lambda: writer.add_image(name, pixels, round(1000 * epoch), dataformats="HWC"), "TensorBoard")
 
     def close(self) -> None:
-        attempt(self._writer.close, "TensorBoard")
+        if self._writer is not None:
+            attempt(self._writer.close, "TensorBoard")
 
 
 class Clock:

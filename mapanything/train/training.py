@@ -23,7 +23,9 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from mapanything.errors import InputError, run_command
+from mapanything.files import DISK_ERRORS
 from mapanything.train import logs
+from mapanything.train.batches import lost_loader
 from mapanything.train.checkpoints import FINAL, LAST, PREVIOUS
 from mapanything.train.distributed import Plan, Process, depart, join, plan, under_launcher
 from mapanything.train.loop import Trainer
@@ -122,9 +124,11 @@ def _train(config: DictConfig, layout: Plan, process: Process, stop: Stop, watch
 
 def _fail(error: BaseException, config: DictConfig, process: Process, watch: Watch) -> int:
     """Says why, in one place, and sees to it that the other ranks end too."""
-    known = isinstance(error, (InputError, TrainingError))
-    reason = str(error) if known else f"{type(error).__name__}: {error}"
-    code = 2 if isinstance(error, InputError) else 1
+    lost = lost_loader(error)
+    refused = isinstance(error, OSError) and error.errno in DISK_ERRORS
+    known = isinstance(error, (InputError, TrainingError)) or lost is not None or refused
+    reason = lost or (str(error) if known else f"{type(error).__name__}: {error}")
+    code = 2 if isinstance(error, InputError) or refused else 1
     first = watch.fail(" ".join(reason.split()), code)
     if first is not None and first.reason.partition(": ")[2] != " ".join(reason.split()):
         leave(f"rank {process.rank} ends, because {first.reason}", first.code, logging.WARNING)

@@ -116,9 +116,11 @@ def _glb(data: bytes, path: Path) -> tuple[NDArray[np.float32], NDArray[np.uint8
         if "meshes" not in content:  # an empty cloud
             return np.zeros((0, 3), np.float32), None
         count = content["accessors"][0]["count"]
+        if type(count) is not int or count < 0:
+            raise ValueError(count)
         points = np.frombuffer(data, "<f4", 3 * count, 28 + size).reshape(-1, 3)
         linear = np.frombuffer(data, "<u2", 4 * count, 28 + size + points.nbytes).reshape(-1, 4)[:, :3] / 65535
-    except (struct.error, ValueError, KeyError, IndexError, TypeError) as error:
+    except (struct.error, ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError) as error:
         raise wrong from error
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     return points, np.rint(srgb * 255).astype(np.uint8)

@@ -182,7 +182,7 @@ def _views(folder: Path) -> tuple[PredictedView, ...]:
             fine = fine and all(type(n) is int and 0 <= n < 100_000 for n in (camera, width, height))
             if not fine or intrinsics.shape != (3, 3) or pose.shape != (4, 4):
                 raise ValueError
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"{path}: view {number} is not as `invoke infer` writes it; make the scene again") from error
         views.append(PredictedView(name, agent, camera, folder / name, (width, height), intrinsics, pose))
     return tuple(views)

@@ -47,6 +47,9 @@ def test_files_of_open3d(suffix: str, ascii: bool, compressed: bool, colored: bo
 PLY = "ply\nformat ascii 1.0\nelement vertex 2\nproperty float x\nproperty float y\nproperty float z\nend_header\n"
 
 
+TEN_POINTS = ENCODERS["glb"](np.ones((10, 3), np.float32), np.ones((10, 3), np.uint8), "opv2v", "")
+
+
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
@@ -60,6 +63,7 @@ PLY = "ply\nformat ascii 1.0\nelement vertex 2\nproperty float x\nproperty float
         ("a.ply", PLY.replace("vertex 2", "vertex -2").encode(), "no PLY file of points"),
         ("a.glb", b"glTF", "no cloud of"),
         ("a.glb", ENCODERS["glb"](POINTS, COLORS, "opv2v", "")[:-40], "no cloud of"),
+        ("a.glb", TEN_POINTS.replace(b'"count":10', b'"count":-1'), "no cloud of"),
     ],
 )
 def test_damaged_files(name: str, data: bytes, words: str, tmp_path: Path):

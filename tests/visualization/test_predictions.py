@@ -127,6 +127,15 @@ def test_a_view_never_leads_out_of_the_folder(sample_root: Path, tmp_path: Path,
             read_prediction(folder)
 
 
+def test_a_number_too_large_for_a_float(sample_root: Path, tmp_path: Path, key: SceneKey):
+    folder = write_prediction(sample_root, tmp_path, key, clouds=())
+    poses = json.loads((folder / "poses.json").read_text())
+    poses["views"][0]["intrinsics"][0][0] = 10**400
+    (folder / "poses.json").write_text(json.dumps(poses))
+    with pytest.raises(InputError, match="view 0"):
+        read_prediction(folder)
+
+
 def test_error_is_the_distance_to_the_nearest_lidar_point():
     rng = np.random.default_rng(0)
     predicted, lidar = rng.normal(size=(200, 3)) * 9, rng.normal(size=(90, 3)) * 9

@@ -23,7 +23,7 @@ from mapanything.opv2v.layout import COMPLETE, FrameKey, scan
 
 # Many streets of one moment each: a network learns more from another street than from the same one a moment later.
 SAMPLE = ("--agents", "3", "--frames", "1", "--image-size", "280x210", "--lidar-points", "30000")
-SCENARIOS = {"train": 26, "validate": 3, "test": 4}
+SCENARIOS = {"train": 26, "validate": 1, "test": 4}
 FEW = {"train": 2, "validate": 1, "test": 1}
 RESOLUTION = ("112", "84")
 VEHICLES = 7  # that the network can tell apart: the most there are in OPV2V
@@ -44,9 +44,9 @@ class Stage:
 # The vehicles' embeddings start at zero and have to be learnt before the rest forgets what stage 1 taught it.
 _VEHICLE_ID = (f"model.vehicle_id.num_roles={VEHICLES}", "+train_params.submodule_lr.vehicle_id=2e-2")
 STAGES = (
-    Stage(18, 16, 2e-3, ("model.pretrained=null",)),
+    Stage(16, 16, 2e-3, ("model.pretrained=null",)),
     Stage(16, 8, 4e-4, _VEHICLE_ID),
-    Stage(8, 10, 4e-4, (*_VEHICLE_ID, "model.encoder.gradient_checkpointing=false")),
+    Stage(6, 10, 4e-4, (*_VEHICLE_ID, "model.encoder.gradient_checkpointing=false")),
 )
 
 

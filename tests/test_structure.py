@@ -98,3 +98,9 @@ def test_heavy_libraries_load_only_where_they_are_used(name):
     code = f"import sys, mapanything.{name}; print([m for m in ('torch', 'open3d', 'matplotlib.pyplot') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "[]\n" and done.stderr == ""
+
+
+def test_no_two_test_files_of_one_name() -> None:
+    """pytest imports them by their base names, as there is no __init__.py beside them."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

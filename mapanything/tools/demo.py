@@ -7,9 +7,9 @@ its exit code.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -162,8 +162,12 @@ def overfit_roots(work: Path, images: Path, depth: Path) -> tuple[Path, Path]:
     """
     key = first_complete_frame(images)
     roots = work / "one_timestamp" / "opv2v_images", work / "one_timestamp" / "opv2v_depth"
-    if roots[0].parent.exists():
-        shutil.rmtree(roots[0].parent)  # links only
+    for folder, _, files in os.walk(roots[0].parent, topdown=False):
+        for name in files:
+            if (path := Path(folder, name)).is_symlink():  # an earlier demo's; nothing else is touched
+                path.unlink()
+        with contextlib.suppress(OSError):  # not empty
+            os.rmdir(folder)
     number = 0
     for split, count in SCENARIOS.items():
         for _ in range(count):

@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from mapanything.models.config import TINY
+from mapanything.models.mapanything import MapAnything
 
 for room in ("opv2v", "visualization", "train"):
     folder = str(Path(__file__).parents[1] / room)
@@ -17,3 +21,12 @@ for room in ("opv2v", "visualization", "train"):
 def data(generated_root: Path, generated_depth: Path) -> tuple[Path, Path]:
     """Image and depth root to train on."""
     return generated_root, generated_depth
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny network with random weights, as a folder."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    MapAnything(TINY).eval().save_pretrained(folder)
+    return folder

@@ -5,24 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from namespaces import assert_one_line, read_only, run_with, small_disk
 from training_runs import settings
-
-from mapanything.models.config import TINY
-from mapanything.models.mapanything import MapAnything
 
 pytestmark = pytest.mark.faults
 SAMPLE = Path(__file__).parents[1] / "fixtures" / "sample_opv2v"
 IMAGES, DEPTH = SAMPLE / "opv2v_images", SAMPLE / "opv2v_depth"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    MapAnything(TINY).eval().save_pretrained(folder)
-    return folder
 
 
 def module(name: str, *arguments: object) -> list[str]:

@@ -14,7 +14,6 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-import torch
 from training_runs import log_of, settings, start, weights
 
 from mapanything.errors import InputError
@@ -129,17 +128,6 @@ def taken(folder: Path) -> Iterator[None]:
     fcntl.flock(handle, fcntl.LOCK_EX)
     yield
     os.close(handle)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from mapanything.models.config import TINY
-    from mapanything.models.mapanything import MapAnything
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    MapAnything(TINY).eval().save_pretrained(folder)
-    return folder
 
 
 def test_second_infer_and_evaluate_in_one_folder_refuse(checkpoint, tmp_path):

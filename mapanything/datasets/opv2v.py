@@ -43,6 +43,8 @@ from mapanything.opv2v.layout import (
 )
 from mapanything.opv2v.png import read_image
 
+Scene = tuple[int, tuple[int, ...]]  # number of the split's index, rows of the agents there
+
 
 class OPV2VScenes(Dataset):
     """What both data sets share: which agent-frames can be used, and how their cameras become views.
@@ -85,7 +87,7 @@ class OPV2VScenes(Dataset):
         if num_views < 1 or not 1 <= min_num_views_allowed <= num_views:
             raise InputError(f"num_views={num_views} and min_num_views_allowed={min_num_views_allowed}: need 1 <= min <= num")
         self.num_views = num_views
-        self.min_views = min_num_views_allowed if allow_variable_view_count else num_views
+        self._min_views = min_num_views_allowed if allow_variable_view_count else num_views
         self.augmentation = Augmentation() if augment else None
         if seed < 0 or (max_scenes is not None and max_scenes < 1):
             raise InputError(f"seed={seed}, max_scenes={max_scenes}: give a seed from 0 on and a number of scenes from 1 on")
@@ -99,8 +101,7 @@ class OPV2VScenes(Dataset):
         splits = find_splits(self.root, [split] if isinstance(split, str) else split or ())
         self.indices: list[SplitIndex] = [load_index(self.root, name, progress=progress) for name in splits]
         self._cameras = [self._usable_cameras(index, exclude) for index in self.indices]
-        # A scene: (number of the split's index, rows of its agents there).
-        self.scenes: list[tuple[int, tuple[int, ...]]] = self._find_scenes()[:max_scenes]
+        self.scenes: list[Scene] = self._find_scenes()[:max_scenes]
         if not self.scenes:
             raise InputError(self._why_no_scene(splits))
 
@@ -111,20 +112,28 @@ class OPV2VScenes(Dataset):
         """Random choices of the next samples belong to this epoch."""
         self._epoch.fill_(epoch)
 
+    def scene(self, scene: int) -> Scene:
+        """Whose views a sample of this scene shows."""
+        return self.scenes[scene]
+
+    def min_views(self, scene: int) -> int:
+        """The fewest views that a sample of this scene can have."""
+        return self._min_views
+
     def max_views(self, scene: int) -> int:
         """The most views that a sample of this scene can have."""
-        index, rows = self.scenes[scene]
+        index, rows = self.scene(scene)
         return min(self.num_views, self._num_cameras(index, rows))
 
     def __getitem__(self, item: int | tuple[int, int]) -> list[dict[str, Any]]:
         """The views of a scene; `dataset[scene, num_views]` asks for a number of them, else as many as there can be."""
         scene, num_views = item if isinstance(item, tuple) else (item, None)
-        most = self.max_views(scene)
+        fewest, most = self.min_views(scene), self.max_views(scene)
         num_views = most if num_views is None else num_views
-        if not self.min_views <= num_views <= most:
-            raise ValueError(f"scene {scene} was asked for {num_views} views; it can have {self.min_views} to {most}")
+        if not fewest <= num_views <= most:
+            raise ValueError(f"scene {scene} was asked for {num_views} views; it can have {fewest} to {most}")
         rng = np.random.default_rng([self.seed, int(self._epoch), scene % len(self.scenes)])
-        number, rows = self.scenes[scene]
+        number, rows = self.scene(scene)
         agents = self._agents(number, rows, num_views, rng)
         index = self.indices[number]
         main = agents[0][0]
@@ -215,12 +224,12 @@ class OPV2VScenes(Dataset):
         usable = sum(int(c.any(axis=1).sum()) for c in self._cameras)
         return (
             f"{self.root}: no scene to train on in {', '.join(splits)}: {usable} of {frames} agent-frames are usable, and "
-            f"none meets num_views={self.num_views} (at least {self.min_views}); `invoke check-data` says what is wrong"
+            f"none meets num_views={self.num_views} (at least {self._min_views}); `invoke check-data` says what is wrong"
         )
 
     # What differs
 
-    def _find_scenes(self) -> list[tuple[int, tuple[int, ...]]]:
+    def _find_scenes(self) -> list[Scene]:
         raise NotImplementedError
 
     def _agents(
@@ -240,11 +249,11 @@ class OPV2VScenes(Dataset):
 class OPV2VDataset(OPV2VScenes):
     """A scene is one vehicle at one timestamp. Arguments as `OPV2VScenes`; num_views is 4 at the most."""
 
-    def _find_scenes(self) -> list[tuple[int, tuple[int, ...]]]:
+    def _find_scenes(self) -> list[Scene]:
         return [
             (number, (int(row),))
             for number, cameras in enumerate(self._cameras)
-            for row in np.flatnonzero(cameras.sum(axis=1) >= self.min_views)
+            for row in np.flatnonzero(cameras.sum(axis=1) >= self._min_views)
         ]
 
     def _agents(
@@ -261,6 +270,9 @@ class OPV2VCoopDataset(OPV2VScenes):
         coop_min_num_views: fewest views; coop_max_num_views: most, None: num_views.
         coop_main_agent: the main agent where it is there; else coop_main_agent_policy: 'first' (OpenCOOD's order, roadside
             units last) or 'random'.
+        coop_single_share: of all samples of an epoch, the part that shows one vehicle alone with its four cameras, in its own
+            world, as stage 1 does; every epoch other ones. Without any, several vehicles are learnt at the price of what
+            was known of one (docs/opv2v_coop_training_summary.md).
     """
 
     def __init__(
@@ -274,6 +286,7 @@ class OPV2VCoopDataset(OPV2VScenes):
         coop_max_num_views: int | None = 8,
         coop_main_agent: str | int | None = "641",
         coop_main_agent_policy: str = "first",
+        coop_single_share: float = 0.0,
         allow_variable_view_count: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -287,21 +300,46 @@ class OPV2VCoopDataset(OPV2VScenes):
             )
         if coop_main_agent_policy not in ("first", "random"):
             raise InputError(f"coop_main_agent_policy={coop_main_agent_policy!r}: give first or random")
+        if not 0 <= coop_single_share < 1:
+            raise InputError(f"coop_single_share={coop_single_share}: give a part of the samples, from 0 to less than 1")
         self.coop_min_agents = coop_min_agents
         self.coop_main_agent = None if coop_main_agent is None else str(coop_main_agent)
         self.coop_main_agent_policy = coop_main_agent_policy
         kwargs.setdefault("min_num_views_allowed", coop_min_num_views)
         kwargs["min_num_views_allowed"] = max(kwargs["min_num_views_allowed"], coop_min_num_views, coop_min_agents)
+        self._num_coop, self._vehicles = sys.maxsize, []
         super().__init__(root, depth_root, num_views=most, allow_variable_view_count=allow_variable_view_count, **kwargs)
+        if coop_single_share:
+            self._num_coop, self._vehicles = len(self.scenes), self._find_vehicles()
+            num_single = round(self._num_coop * coop_single_share / (1 - coop_single_share))
+            self.scenes += [self._vehicles[i % len(self._vehicles)] for i in range(num_single)]
 
-    def _find_scenes(self) -> list[tuple[int, tuple[int, ...]]]:
+    def scene(self, scene: int) -> Scene:
+        if scene < self._num_coop:
+            return self.scenes[scene]
+        place = scene - self._num_coop + int(self._epoch) * (len(self.scenes) - self._num_coop)
+        return self._vehicles[place % len(self._vehicles)]
+
+    def min_views(self, scene: int) -> int:
+        return self._min_views if scene < self._num_coop else NUM_CAMERAS
+
+    def _find_vehicles(self) -> list[Scene]:
+        """All vehicles of the scenes that have four cameras, shuffled, so that each epoch's are of all scenarios."""
+        found = [(n, (row,)) for n, rows in self.scenes for row in rows if self._num_cameras(n, [row]) == NUM_CAMERAS]
+        if not found or self.num_views < NUM_CAMERAS:
+            raise InputError(
+                f"{self.root}: coop_single_share: no vehicle with {NUM_CAMERAS} cameras can be shown; set it to 0"
+            )
+        return [found[i] for i in np.random.default_rng(self.seed).permutation(len(found))]
+
+    def _find_scenes(self) -> list[Scene]:
         scenes = []
         for number, (index, cameras) in enumerate(zip(self.indices, self._cameras, strict=True)):
             timestamps: dict[tuple[str, str], list[int]] = {}
             for row in np.flatnonzero(cameras.any(axis=1)):
                 timestamps.setdefault((str(index.scenario[row]), str(index.frame[row])), []).append(int(row))
             for _, rows in sorted(timestamps.items()):
-                enough = len(rows) >= self.coop_min_agents and self._num_cameras(number, rows) >= self.min_views
+                enough = len(rows) >= self.coop_min_agents and self._num_cameras(number, rows) >= self._min_views
                 if enough:
                     scenes.append((number, tuple(sorted(rows, key=lambda r, i=index: agent_order(str(i.agent[r]))))))
         return scenes
@@ -317,7 +355,7 @@ class OPV2VCoopDataset(OPV2VScenes):
         left = num_views
         for position, row in enumerate([main, *others]):
             # Whole vehicles first, but leave one view for each further agent that the scene must have.
-            owed = max(0, self.coop_min_agents - position - 1)
+            owed = max(0, min(self.coop_min_agents, len(rows)) - position - 1)
             counts[row] = min(self._num_cameras(index, [row]), left - owed)
             left -= counts[row]
             if left == 0:

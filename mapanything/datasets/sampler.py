@@ -6,6 +6,7 @@ ranks, or one that accumulates four times, see the same steps.
 
 How an epoch is laid out:
 1. Each scene draws its number of views, uniformly from what it can give. This and the scenes' order know nothing of ranks.
+   Scenes that differ in the fewest views that they may have are laid out apart from each other, by the rules that follow.
 2. From the most views v down to the fewest, the scenes that drew v fill steps of num_shards × max(1, budget // v) scenes.
 3. Of what is left over, at least one scene per shard makes a smaller step, its shards differing by one scene at the most.
    Fewer than that go down to the scenes with v - 1 views, and are shown with one view less.
@@ -40,9 +41,9 @@ from mapanything.errors import InputError
 class Scenes(Protocol):
     """What a data set has to say of itself: see `mapanything.datasets.opv2v`."""
 
-    min_views: int
-
     def __len__(self) -> int: ...
+
+    def min_views(self, scene: int) -> int: ...
 
     def max_views(self, scene: int) -> int: ...
 
@@ -83,7 +84,7 @@ class Plan:
 def plan_steps(
     scenes: NDArray[np.int64],
     views: NDArray[np.int64],
-    min_views: int,
+    min_views: NDArray[np.int64],
     num_shards: int,
     budget: int,
     rng: np.random.Generator | None = None,
@@ -91,25 +92,37 @@ def plan_steps(
     """Lays scenes out in steps by the rules above.
 
     Args:
-        scenes: (N,) in the order in which they are to be used. views: (N,) what each has drawn, `min_views` or more.
+        scenes: (N,) in the order in which they are to be used. views: (N,) what each has drawn.
+        min_views: (N,) the fewest that each may have.
         num_shards: parts of a step. budget: most images in a part, unless one scene has more.
         rng: shuffles the steps; None: they stay in falling number of views, and no scene gets fewer views than it drew.
     """
+    layers: list[_Layer] = [(scenes[:0], [], 0)]  # of an epoch that is over, there are no others
+    for fewest in np.unique(min_views)[::-1]:
+        of_kind = min_views == fewest
+        layers += _lay_out(scenes[of_kind], views[of_kind], int(fewest), num_shards, budget, rng is not None)
+    return _assemble(layers, rng)
+
+
+_Layer = tuple[NDArray[np.int64], list[int], int]  # scenes, the sizes of the steps they are cut in, views
+
+
+def _lay_out(
+    scenes: NDArray[np.int64], views: NDArray[np.int64], min_views: int, num_shards: int, budget: int, may_lower: bool
+) -> list[_Layer]:
+    """Rules 2 to 5 for scenes that may all have as few views as `min_views`."""
     layers: list[_Layer] = []
     waiting = scenes[:0]
     for v in range(int(views.max(initial=min_views)), min_views - 1, -1):
         pool = np.concatenate([waiting, scenes[views == v]])
         full, left = divmod(len(pool), _capacity(v, num_shards, budget))
-        too_few = rng is not None and 0 < left < num_shards
+        too_few = may_lower and 0 < left < num_shards
         waiting = pool[len(pool) - left :] if too_few else pool[:0]
         sizes = [_capacity(v, num_shards, budget)] * full + [left] * (left > 0 and not too_few)
         layers.append((pool[: len(pool) - len(waiting)], sizes, v))
     if len(waiting):
         layers.append(_place_last(waiting, layers, min_views, num_shards, budget))
-    return _assemble(layers, rng)
-
-
-_Layer = tuple[NDArray[np.int64], list[int], int]  # scenes, the sizes of the steps they are cut in, views
+    return layers
 
 
 def _capacity(views: int, num_shards: int, budget: int) -> int:
@@ -180,10 +193,12 @@ class BudgetSampler(Sampler[list[tuple[int, int]]]):
                 f"max_num_of_imgs_per_gpu={max_num_of_imgs_per_gpu}, accumulation={accumulation}, rank={rank}, "
                 f"world_size={world_size}, seed={seed}: need 1 or more images and batches, rank < world_size and seed >= 0"
             )
-        self.min_views = dataset.min_views
-        self.max_views = np.array([dataset.max_views(scene) for scene in range(len(dataset))], dtype=np.int64)
-        if not len(self.max_views) or self.min_views < 1 or self.max_views.min() < self.min_views:
-            raise ValueError(f"{len(self.max_views)} scenes, of which not all have min_views={self.min_views} or more")
+        self.min_views, self.max_views = (
+            np.array([of_scene(scene) for scene in range(len(dataset))], dtype=np.int64)
+            for of_scene in (dataset.min_views, dataset.max_views)
+        )
+        if not len(self.max_views) or self.min_views.min() < 1 or (self.max_views < self.min_views).any():
+            raise ValueError(f"{len(self.max_views)} scenes, of which not all have a view, or as many as they must")
         self.budget = max_num_of_imgs_per_gpu
         self.rank, self.world_size, self.accumulation = rank, world_size, accumulation
         self.seed, self.shuffle = seed, shuffle
@@ -273,7 +288,7 @@ class BudgetSampler(Sampler[list[tuple[int, int]]]):
                 views = rng.integers(self.min_views, self.max_views, endpoint=True)
             for part, (num_shards, budget, steps) in enumerate([*self._past, (self.num_shards, self.budget, 0)]):
                 rng = self._generator(1, part) if self.shuffle else None
-                plan = plan_steps(scenes, views[scenes], self.min_views, num_shards, budget, rng)
+                plan = plan_steps(scenes, views[scenes], self.min_views[scenes], num_shards, budget, rng)
                 scenes = plan.scenes[plan.starts[steps] :]
             self._laid_out = plan, self.num_samples - len(scenes)
         return self._laid_out

@@ -102,7 +102,7 @@ def names(scenes: OPV2VScenes, batch: Batch) -> str:
     """Which scenes a batch holds, for a message."""
     keys = []
     for scene, _ in batch.items:
-        index, rows = scenes.scenes[scene]
+        index, rows = scenes.scene(scene)
         keys.append(str(scenes.indices[index].key(rows[0])))
     return ", ".join(keys)
 

@@ -321,7 +321,7 @@ class Run:
         log.info(
             "stage %d into %s: %d scenes (%d to %d views), %d in validation; %d %s × %d images, %d batches each per step; "
             "parameters: %s",
-            *(manifest["stage"], self.folder, len(self.train_feed.scenes), sampler.min_views, sampler.max_views.max()),
+            *(manifest["stage"], self.folder, len(self.train_feed.scenes), sampler.min_views.min(), sampler.max_views.max()),
             len(self.validate_feed.scenes) if self.validate_feed is not None else 0,
             *(self.process.world_size, "GPUs" if cuda else "CPU processes", sampler.budget, self.layout.accumulation, counts),
         )

@@ -110,6 +110,27 @@ def test_fewest_agents_each_give_a_view(generated_root):
         dataset[0, 9]
 
 
+def test_single_vehicles_among_the_samples(generated_root):
+    """A share of the samples is what stage 1 sees, other vehicles in every epoch; the others are as without it."""
+    plain = coop(generated_root, coop_min_num_views=8)
+    dataset = coop(generated_root, coop_min_num_views=8, coop_single_share=0.5, augment=True)
+    assert len(dataset) == 2 * len(plain)
+    alone = range(len(plain), len(dataset))
+    assert {(dataset.min_views(i), dataset.max_views(i)) for i in alone} == {(4, 4)}
+    assert {dataset.min_views(i) for i in range(len(plain))} == {8}
+    shown = []
+    for epoch in range(6):
+        dataset.set_epoch(epoch)
+        for scene in alone:
+            views = dataset[scene]
+            assert len(views) == 4 and {view["agent_id"] for view in views} == {0}
+            assert {view["agent"] for view in views} == {views[0]["label"].split("/")[2]}
+            shown.append(views[0]["label"])
+    vehicles = {str(index.key(row)) for index in dataset.indices for _, rows in plain.scenes for row in rows}
+    assert set(shown) == vehicles
+    assert [len(dataset[scene]) for scene in range(len(plain))] == [8] * len(plain)
+
+
 def test_agents_of_a_timestamp_are_intersected(generated_root, tmp_path):
     root = tmp_path / "images"
     shutil.copytree(generated_root, root)
@@ -198,6 +219,8 @@ def test_validation_is_the_same_in_every_epoch(generated_root):
         ({"coop_min_agents": 20, "num_views": 28}, "no scene"),
         ({"depth_pattern": "{split.__class__}"}, "pattern"),
         ({"seed": -1}, "seed=-1"),
+        ({"coop_single_share": 1.0}, "from 0 to less than 1"),
+        ({"coop_single_share": 0.5, "num_views": 3, "coop_min_num_views": 3}, "no vehicle with 4 cameras"),
     ],
 )
 def test_options_that_cannot_be(generated_root, generated_depth, options, message):

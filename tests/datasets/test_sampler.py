@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -22,14 +22,18 @@ from mapanything.errors import InputError
 
 @dataclass
 class FakeScenes:
-    min_views: int
+    fewest: int
     most: list[int]
+    others: list[int] = field(default_factory=list)  # scenes of another kind, which have just so many views
 
     def __len__(self) -> int:
-        return len(self.most)
+        return len(self.most) + len(self.others)
+
+    def min_views(self, scene: int) -> int:
+        return self.fewest if scene < len(self.most) else self.max_views(scene)
 
     def max_views(self, scene: int) -> int:
-        return self.most[scene]
+        return [*self.most, *self.others][scene]
 
 
 @st.composite
@@ -39,9 +43,17 @@ def scenes(draw) -> FakeScenes:
     return FakeScenes(fewest, most)
 
 
+@st.composite
+def mixed_scenes(draw) -> FakeScenes:
+    dataset = draw(scenes())
+    dataset.others = draw(st.lists(st.sampled_from([3, 4]), max_size=60))
+    return dataset
+
+
 layouts = st.tuples(st.integers(1, 6), st.integers(1, 3))  # world size, accumulation
 budgets = st.integers(1, 30)
 seeds = st.integers(0, 1000)
+parts_of_runs = st.tuples(budgets, layouts, st.integers(0, 20))  # the last: steps
 Step = tuple[Batch, ...]  # all shards of a step, in their order
 
 
@@ -78,13 +90,13 @@ def seen(some: list[Step]) -> list[tuple[int, int]]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(scenes(), budgets, layouts, seeds, seeds, st.booleans())
+@given(mixed_scenes(), budgets, layouts, seeds, seeds, st.booleans())
 def test_an_epoch(dataset, budget, layout, seed, epoch, shuffle):
     epoch_steps = steps(samplers(dataset, budget, layout, seed, epoch, shuffle))
     items = seen(epoch_steps)
     assert sorted(scene for scene, _ in items) == list(range(len(dataset)))
     for scene, views in items:
-        assert dataset.min_views <= views <= dataset.max_views(scene)
+        assert dataset.min_views(scene) <= views <= dataset.max_views(scene)
         assert shuffle or views == dataset.max_views(scene)
     before = 0
     for step in epoch_steps:
@@ -108,12 +120,12 @@ def test_an_epoch(dataset, budget, layout, seed, epoch, shuffle):
 def test_shards_are_idle_only_where_there_is_no_other_way(dataset, budget, layout, seed):
     num_shards = layout[0] * layout[1]
     idle = [step for step in steps(samplers(dataset, budget, layout, seed)) if not all(b.num_samples for b in step)]
-    room_for_two = budget // dataset.min_views >= 2
+    room_for_two = budget // dataset.fewest >= 2
     if len(dataset) >= num_shards and room_for_two:
         assert not idle
     elif len(dataset) % num_shards == 0:
         assert not idle or room_for_two
-    assert len(idle) <= 1 and all(step[0].num_views == dataset.min_views for step in idle)
+    assert len(idle) <= 1 and all(step[0].num_views == dataset.fewest for step in idle)
 
 
 @settings(max_examples=100, deadline=None)
@@ -125,8 +137,15 @@ def test_few_scenes_have_fewer_views_than_they_drew(dataset, budget, layout, see
     got = dict(seen(steps(samplers(dataset, budget, layout, seed))))
     assert all(got[scene] <= views for scene, views in drawn.items())
     lowered = sum(got[scene] < views for scene, views in drawn.items())
-    largest_step = num_shards * max(1, budget // dataset.min_views)
-    assert lowered <= (num_shards - 1) * (max(dataset.most) - dataset.min_views) + largest_step
+    largest_step = num_shards * max(1, budget // dataset.fewest)
+    assert lowered <= (num_shards - 1) * (max(dataset.most) - dataset.fewest) + largest_step
+
+
+def test_scenes_of_two_kinds_share_an_epoch_but_no_step():
+    """Stage 2 with single vehicles among its scenes: eight views stay eight, whatever the number of ranks leaves over."""
+    dataset = FakeScenes(8, [8] * 33, [4] * 11)
+    items = seen(steps(samplers(dataset, 8, (5, 1))))
+    assert sorted(items) == [(scene, 8 if scene < 33 else 4) for scene in range(44)]
 
 
 def test_views_are_drawn_evenly_from_what_each_scene_has():
@@ -196,7 +215,7 @@ def resumed(dataset, budget, layout, state, seed=0) -> list[BudgetSampler]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(scenes(), budgets, layouts, seeds, st.integers(0, 200), st.booleans())
+@given(mixed_scenes(), budgets, layouts, seeds, st.integers(0, 200), st.booleans())
 def test_resuming_goes_on_as_if_nothing_had_happened(dataset, budget, layout, seed, stop, other_split):
     ranks = samplers(dataset, budget, layout, seed, epoch=2)
     undisturbed = steps(ranks)
@@ -213,7 +232,7 @@ def test_resuming_goes_on_as_if_nothing_had_happened(dataset, budget, layout, se
 
 
 @settings(max_examples=150, deadline=None)
-@given(scenes(), seeds, st.lists(st.tuples(budgets, layouts, st.integers(0, 20)), min_size=1, max_size=4), budgets, layouts)
+@given(mixed_scenes(), seeds, st.lists(parts_of_runs, min_size=1, max_size=4), budgets, layouts)
 def test_an_epoch_over_changing_numbers_of_ranks_has_every_scene_once(dataset, seed, runs, last_budget, last_layout):
     items, state = [], None
     for budget, layout, stop in [*runs, (last_budget, last_layout, 10**6)]:
@@ -226,7 +245,7 @@ def test_an_epoch_over_changing_numbers_of_ranks_has_every_scene_once(dataset, s
                 sampler.finish_step()
         state = ranks[0].state_dict()
     assert sorted(scene for scene, _ in items) == list(range(len(dataset)))
-    assert all(dataset.min_views <= views <= dataset.max_views(scene) for scene, views in items)
+    assert all(dataset.min_views(scene) <= views <= dataset.max_views(scene) for scene, views in items)
     assert ranks[0].steps_left == 0 and list(ranks[0]) == []
 
 

@@ -29,7 +29,7 @@ from mapanything.visualization import figures
 from mapanything.visualization.cloud_files import read_cloud
 from mapanything.visualization.comparison import PANEL, Comparison, draw_comparison
 from mapanything.visualization.comparison import compare as compare_clouds
-from mapanything.visualization.depth_pictures import DepthView, draw_depths
+from mapanything.visualization.depth_pictures import DepthView, draw_depths, is_dense
 from mapanything.visualization.figures import LIGHT
 from mapanything.visualization.pictures import PREDICTED, TRUE, TRUE_BELOW, Picture, cloud_picture
 from mapanything.visualization.predictions import PredictedScene, find_predictions, read_prediction
@@ -199,7 +199,7 @@ def _known_depth(args: argparse.Namespace, agent: AgentFrame, camera: int) -> De
             raise InputError(f"{path}: is {true.shape[1]}x{true.shape[0]} but its image {size[0]}x{size[1]}")
     else:
         true = lidar_depth(ue_points(agent.lidar_points()), agent.frame.cameras[camera], *size)
-    return DepthView(f"camera{camera}: {CAMERA_NAMES[camera]}", image, true)
+    return DepthView(f"camera{camera}: {CAMERA_NAMES[camera]}", image, true, true_is_dense=is_dense(true))
 
 
 def _predicted_depths(args: argparse.Namespace, agent: AgentFrame, predicted: PredictedScene) -> list[DepthView]:
@@ -216,8 +216,9 @@ def _predicted_depths(args: argparse.Namespace, agent: AgentFrame, predicted: Pr
         height, width = known.image.shape[:2]
         framing = Framing.cover((width, height), view.size, agent.frame.cameras[view.camera].cv_intrinsics)
         image = framing.image(known.image).permute(1, 2, 0).numpy()
-        true = None if known.true is None else framing.depth(known.true)
-        views.append(DepthView(known.title, np.ascontiguousarray(image), true, view.depth()))
+        views.append(
+            replace(known, image=np.ascontiguousarray(image), true=framing.depth(known.true), predicted=view.depth())
+        )
     if not views:
         raise InputError(f"{predicted.folder}: has no view of agent {agent.key.agent}")
     return views

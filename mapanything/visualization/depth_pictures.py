@@ -18,7 +18,6 @@ from mapanything.visualization.sheets import Bar, Mark, Panel, sheet
 Image3 = NDArray[np.uint8]
 Depth = NDArray[np.float32]
 
-DENSE = 0.2  # of the pixels are known; a sweep of a LiDAR knows 1 or 2 in a hundred
 DOT = 3  # pixels, odd
 WIDTH = 461  # of a panel, four of which lie side by side
 DEPTH_BAR = Bar("depth (z), metres", *DEPTH_RANGE, "turbo_r", (2, 5, 10, 20, 50, 100), True)
@@ -29,23 +28,40 @@ DIFFERENCE_BAR = Bar(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DepthView:
-    """One image (H, W, 3) and the z-depths (H, W) known and predicted for it; 0 is unknown, None: there is none."""
+    """One image (H, W, 3) and the z-depths (H, W) known and predicted for it; 0 is unknown, None: there is none.
+
+    Attributes:
+        true_is_dense: the true map was rendered, see `is_dense`; a predicted one always is dense, however little is trusted.
+    """
 
     title: str
     image: Image3
     true: Depth | None
     predicted: Depth | None = None
+    true_is_dense: bool = False
 
 
-def paint(values: Depth, known: NDArray[np.bool_], image: Image3, colors: Callable[[NDArray], Image3], width: int) -> Image3:
+def is_dense(depth: Depth) -> bool:
+    """Whether a map (H, W) knows surfaces as a renderer does, whatever share of it is sky, or the dots of a LiDAR's lines.
+
+    Lines have gaps between them: a dot hardly ever has a known pixel right above it.
+    """
+    known = depth > 0
+    return bool(known[1:].any()) and float(known[:-1][known[1:]].mean()) > 0.5
+
+
+def paint(
+    values: Depth, known: NDArray[np.bool_], image: Image3, colors: Callable[[NDArray], Image3], width: int, *, dense: bool
+) -> Image3:
     """Values (H, W) where `known`, as colours, `width` pixels wide.
 
-    Dense: pixel for pixel, unknown ones black. Sparse: a dot each over the image, which is darkened and grey; what is
-    smallest lies on top.
+    Args:
+        dense: pixel for pixel, unknown ones black. Else a dot each over the image, which is darkened and grey; what is
+            smallest lies on top.
     """
     height = max(1, round(width * values.shape[0] / values.shape[1]))
     v, u = np.nonzero(known)
-    if len(v) >= DENSE * values.size:
+    if dense:
         flat = np.zeros((*values.shape, 3), np.uint8)
         flat[v, u] = colors(values[v, u])
         return np.asarray(Image.fromarray(flat).resize((width, height), Image.Resampling.NEAREST))
@@ -74,18 +90,18 @@ def draw_depths(title: str, views: Sequence[DepthView]) -> Any:
         if view.true is not None:
             known = view.true > 0
             share = f"{100 * known.mean():.3g}% known"
-            rows[1].append(Panel(paint(view.true, known, view.image, depth_colors, WIDTH), f"true depth, {share}"))
+            rows[1].append(Panel(paint(view.true, known, view.image, depth_colors, WIDTH, dense=view.true_is_dense), f"true depth, {share}"))
         if view.predicted is None:
             continue
         trusted = view.predicted > 0
         share = f"{100 * trusted.mean():.3g}% trusted"
-        rows[2].append(Panel(paint(view.predicted, trusted, view.image, depth_colors, WIDTH), f"predicted depth, {share}"))
+        rows[2].append(Panel(paint(view.predicted, trusted, view.image, depth_colors, WIDTH, dense=True), f"predicted depth, {share}"))
         if view.true is not None:
             both = known & trusted
             difference = np.abs(view.predicted - view.true)
             differences.append(difference[both])
             true.append(view.true[both])
-            rows[3].append(Panel(paint(difference, both, view.image, error_colors, WIDTH), "difference"))
+            rows[3].append(Panel(paint(difference, both, view.image, error_colors, WIDTH, dense=view.true_is_dense), "difference"))
     return sheet(
         title,
         [row for row in rows if row],

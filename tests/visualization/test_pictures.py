@@ -13,7 +13,7 @@ from mapanything.geometry.rigid import invert, transform
 from mapanything.opv2v.layout import scan
 from mapanything.visualization.comparison import compare, draw_comparison
 from mapanything.visualization.curves import draw_run
-from mapanything.visualization.depth_pictures import DepthView, draw_depths, paint
+from mapanything.visualization.depth_pictures import DepthView, draw_depths, is_dense, paint
 from mapanything.visualization.figures import figure_image, png_bytes
 from mapanything.visualization.overlay import depth_colors
 from mapanything.visualization.paths import read_positions, trajectories
@@ -147,22 +147,41 @@ def test_sparse_depth_is_dots_where_it_is_known_the_smallest_on_top():
     depth = np.zeros((60, 100), np.float32)
     depth[30, 50], depth[30, 51], depth[0, 0] = 20, 4, 9
     image = np.full((60, 100, 3), 200, np.uint8)
-    painted = paint(depth, depth > 0, image, depth_colors, 100)
+    painted = paint(depth, depth > 0, image, depth_colors, 100, dense=False)
     grey = painted[50, 50]
     assert (grey == int(200 * 0.35)).all()
     at = {tuple(p) for p in np.argwhere((painted != grey).any(-1)).tolist()}
     assert at == {(v, u) for v in (29, 30, 31) for u in (49, 50, 51, 52)} | {(0, 0), (0, 1), (1, 0), (1, 1)}
     near, far = depth_colors(np.array([4.0, 20.0]))
     assert (painted[30, 50] == near).all() and (painted[30, 49] == far).all()
-    large = paint(depth, depth > 0, image, depth_colors, 300)
+    large = paint(depth, depth > 0, image, depth_colors, 300, dense=False)
     assert (large[91, 154] == near).all()  # pixel centres stay where they are
 
 
 def test_dense_depth_is_shown_pixel_for_pixel_and_unknown_is_black():
     depth = np.random.default_rng(0).uniform(2, 80, (30, 50)).astype(np.float32)
     depth[:3] = 0
-    painted = paint(depth, depth > 0, np.zeros((30, 50, 3), np.uint8), depth_colors, 50)
+    painted = paint(depth, depth > 0, np.zeros((30, 50, 3), np.uint8), depth_colors, 50, dense=True)
     assert (painted[:3] == 0).all() and (painted[3:].reshape(-1, 3) == depth_colors(depth[3:].ravel())).all()
+
+
+def test_a_dense_map_is_one_however_little_of_it_is_known():
+    rendered = np.zeros((60, 100), np.float32)
+    rendered[52:, :40] = 9  # 5% of the pixels
+    lines = np.zeros((60, 100), np.float32)
+    lines[::3] = 9  # 33%
+    assert is_dense(rendered) and not is_dense(lines) and not is_dense(rendered * 0)
+    assert is_dense(np.full((60, 100), 9, np.float32)) and not is_dense(np.full((1, 100), 9, np.float32))
+
+
+def test_a_prediction_is_drawn_dense_however_little_of_it_is_trusted():
+    image = np.full((30, 50, 3), 200, np.uint8)
+    lines, predicted = np.zeros((30, 50), np.float32), np.zeros((30, 50), np.float32)
+    lines[::3], predicted[:2, :5] = 10, 12
+    figure = draw_depths("t", [DepthView("a", image, lines, predicted)])
+    _, true, trusted, difference = (shown.get_array() for shown in figure.images)
+    assert (trusted[-1] == 0).all()  # untrusted: black, no darkened image
+    assert (true[-1, 0] == int(200 * 0.35)).all() and (difference[-1, 0] == int(200 * 0.35)).all()
 
 
 def test_depth_sheet_compares_where_both_are_known():

@@ -12,10 +12,15 @@ from mapanything.inference.export import Settings, scene_folder, write_scene
 from mapanything.inference.predict import Reconstruction
 from mapanything.inference.select import SceneKey
 from mapanything.opv2v.frame import read_frame
-from mapanything.opv2v.layout import FramePaths
+from mapanything.opv2v.layout import NUM_CAMERAS, FrameKey, FramePaths
 from mapanything.opv2v.png import read_image
 
 SIZE = (80, 42)
+
+
+def main_agent_scene(key: FrameKey) -> SceneKey:
+    """The scene of an agent-frame alone, with all its cameras."""
+    return SceneKey(key.split, key.scenario, key.frame, (key.agent,), (tuple(range(NUM_CAMERAS)),))
 
 
 def write_prediction(

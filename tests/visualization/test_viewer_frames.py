@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from predicted_scenes import write_prediction
+from prediction_files import main_agent_scene, write_prediction
 
 from mapanything.errors import InputError
 from mapanything.opv2v.layout import FrameKey, Selection
@@ -38,7 +38,7 @@ def test_folders_without_data_are_refused(tmp_path: Path, generated_root: Path):
 
 def test_missing_parts_are_problems_and_broken_ones_errors(sample_root: Path, tmp_path: Path):
     key = Catalog(sample_root).first()
-    prediction = write_prediction(tmp_path, sample_root, key)
+    prediction = write_prediction(sample_root, tmp_path, main_agent_scene(key), clouds=("ply",))
     (prediction / "cloud.ply").write_bytes(b"ply\nbroken")
     folder = sample_root / key.split / key.scenario / key.agent
     (folder / f"{key.frame}_camera2.png").unlink()

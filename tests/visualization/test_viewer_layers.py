@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from predicted_scenes import write_prediction
+from prediction_files import main_agent_scene, write_prediction
 
 from mapanything.geometry.rigid import quat_from_matrix
 from mapanything.opv2v.layout import Selection
@@ -129,16 +129,19 @@ def test_layers_switch_what_they_say(frame: ViewerFrame):
 
 def test_prediction_and_its_error(generated_root: Path, tmp_path: Path):
     key = Catalog(generated_root).first(Selection(splits=("validate",)))
-    write_prediction(tmp_path, generated_root, key, shift=0.5)
+    write_prediction(generated_root, tmp_path, main_agent_scene(key))
     catalog = Catalog(generated_root, tmp_path)
     assert catalog.first() == key  # not the data set's first: what there is a prediction of
     frame = load_frame(catalog, key)
-    assert (shown(frame, Look())["prediction"].make().colors == 180).all()
+    assert frame.prediction is not None
+    in_its_images_colors = frame.prediction.cloud.colors
+    assert (shown(frame, Look())["prediction"].make().colors == in_its_images_colors).all()
     assert "predicted cameras" in shown(frame, Look())
     without = shown(frame, Look(prediction=False))
     assert "prediction" not in without and "predicted cameras" not in without
     assert not frame.has_error
-    assert (shown(frame, Look(error=True))["prediction"].make().colors == 180).all()  # it is not measured yet
+    unmeasured = shown(frame, Look(error=True))["prediction"].make()
+    assert (unmeasured.colors == in_its_images_colors).all()
     frame.error()
     error = shown(frame, Look(error=True, prediction=False))["prediction"].make()
     assert frame.has_error and len(np.unique(error.colors, axis=0)) > 3

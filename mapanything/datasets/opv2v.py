@@ -328,7 +328,7 @@ class OPV2VCoopDataset(OPV2VScenes):
         found = [(n, (row,)) for n, rows in self.scenes for row in rows if self._num_cameras(n, [row]) == NUM_CAMERAS]
         if not found or self.num_views < NUM_CAMERAS:
             raise InputError(
-                f"{self.root}: coop_single_share: no vehicle with {NUM_CAMERAS} cameras can be shown; set it to 0"
+                f"{self.root}: coop_single_share: no vehicle can show {NUM_CAMERAS} views; set it to 0"
             )
         return [found[i] for i in np.random.default_rng(self.seed).permutation(len(found))]
 

@@ -220,7 +220,7 @@ def test_validation_is_the_same_in_every_epoch(generated_root):
         ({"depth_pattern": "{split.__class__}"}, "pattern"),
         ({"seed": -1}, "seed=-1"),
         ({"coop_single_share": 1.0}, "from 0 to less than 1"),
-        ({"coop_single_share": 0.5, "num_views": 3, "coop_min_num_views": 3}, "no vehicle with 4 cameras"),
+        ({"coop_single_share": 0.5, "num_views": 3, "coop_min_num_views": 3}, "no vehicle can show 4 views"),
     ],
 )
 def test_options_that_cannot_be(generated_root, generated_depth, options, message):

@@ -84,24 +84,25 @@ def draw_depths(title: str, views: Sequence[DepthView]) -> Any:
     rows: list[list[Panel]] = [[], [], [], []]
     differences, true = [], []
     for view in views:
-        height = max(1, round(WIDTH * view.image.shape[0] / view.image.shape[1]))
-        small = np.asarray(Image.fromarray(view.image).resize((WIDTH, height), Image.Resampling.LANCZOS))
+        image, dense = view.image, view.true_is_dense
+        height = max(1, round(WIDTH * image.shape[0] / image.shape[1]))
+        small = np.asarray(Image.fromarray(image).resize((WIDTH, height), Image.Resampling.LANCZOS))
         rows[0].append(Panel(small, view.title))
         if view.true is not None:
             known = view.true > 0
-            share = f"{100 * known.mean():.3g}% known"
-            rows[1].append(Panel(paint(view.true, known, view.image, depth_colors, WIDTH, dense=view.true_is_dense), f"true depth, {share}"))
+            text = f"true depth, {100 * known.mean():.3g}% known"
+            rows[1].append(Panel(paint(view.true, known, image, depth_colors, WIDTH, dense=dense), text))
         if view.predicted is None:
             continue
         trusted = view.predicted > 0
-        share = f"{100 * trusted.mean():.3g}% trusted"
-        rows[2].append(Panel(paint(view.predicted, trusted, view.image, depth_colors, WIDTH, dense=True), f"predicted depth, {share}"))
+        text = f"predicted depth, {100 * trusted.mean():.3g}% trusted"
+        rows[2].append(Panel(paint(view.predicted, trusted, image, depth_colors, WIDTH, dense=True), text))
         if view.true is not None:
             both = known & trusted
             difference = np.abs(view.predicted - view.true)
             differences.append(difference[both])
             true.append(view.true[both])
-            rows[3].append(Panel(paint(difference, both, view.image, error_colors, WIDTH, dense=view.true_is_dense), "difference"))
+            rows[3].append(Panel(paint(difference, both, image, error_colors, WIDTH, dense=dense), "difference"))
     return sheet(
         title,
         [row for row in rows if row],

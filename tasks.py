@@ -69,6 +69,7 @@ DEPTH_PATTERN = value(
 INPUTS = value("inputs", "what the network sees: images (default), and of intrinsics,poses,depth what is named")
 AMP = value("amp", "bf16, fp16 or fp32 (default: bf16 on a GPU, fp32 on a CPU)")
 OVERRIDES = several("o", "KEY=VALUE, any entry of the configuration; may be repeated", words=as_repeated)
+STAGES = ("1", "2", "3")
 JSON = flag("json", "print JSON instead of a table")
 
 # This machine and the data
@@ -159,14 +160,15 @@ def make_sample() -> None:
     value("node-rank", "this host's number, from 0"),
     value("rendezvous", "HOST:PORT of host 0"),
     flag("keep-global-batch", "with fewer GPUs than the stage has, accumulate gradients"),
-    OVERRIDES,
+    several(
+        "o", "KEY=VALUE, any entry of the configuration; 2,3:KEY=VALUE for these stages; may be repeated", words=as_repeated
+    ),
     flag("dry-run", "print the command only"),
 )
 def train(given: SimpleNamespace) -> None:
     """Trains one stage, or all three in a chain; interrupted, the same command goes on where it was."""
-    stages = ["1", "2", "3"]
-    chosen = stages if given.all else [str(given.stage)]
-    if given.all == bool(given.stage) or not set(chosen) <= set(stages) or (given.resume and given.fresh):
+    chosen = STAGES if given.all else (str(given.stage),)
+    if given.all == bool(given.stage) or not set(chosen) <= set(STAGES) or (given.resume and given.fresh):
         raise Exit("give --stage 1, 2 or 3, or --all; and --resume or --fresh, not both", code=2)
     settings = {
         "resume": "true" if given.resume else "false" if given.fresh else None,
@@ -175,15 +177,31 @@ def train(given: SimpleNamespace) -> None:
         "distributed.rendezvous": given.rendezvous,
         "distributed.keep_global_batch": "true" if given.keep_global_batch else None,
     }
-    overrides = [f"{key}={text}" for key, text in settings.items() if text is not None] + given.o
+    common = [f"{key}={text}" for key, text in settings.items() if text is not None]
+    overrides = [stages_and_override(text) for text in given.o]  # before anything runs
     for stage in chosen:
-        words = ["-m", "mapanything.train.training", f"stage=stage{stage}", f"machine={given.machine}", *overrides]
+        # In a chain, a start that is told for all is the first stage's: the others have the one before.
+        of_stage = [
+            text
+            for stages, text in overrides
+            if (stage in stages if stages else stage == chosen[0] or not text.startswith("model.pretrained="))
+        ]
+        words = ["-m", "mapanything.train.training", f"stage=stage{stage}", f"machine={given.machine}", *common, *of_stage]
         if given.dry_run:
             print(shlex.join(["python", *words]))
         else:
             run(*words)
-        # In a chain, only the first stage's start can be told: the others have the one before.
-        overrides = [text for text in overrides if not text.startswith("model.pretrained=")]
+
+
+def stages_and_override(text: str) -> tuple[list[str], str]:
+    """`2,3:KEY=VALUE` -> (["2", "3"], "KEY=VALUE"); no stages are named where it is for all."""
+    stages, colon, override = text.partition(":")
+    if not colon or "=" in stages:
+        return [], text
+    named = stages.split(",")
+    if not set(named) <= set(STAGES) or "=" not in override:
+        raise Exit(f"-o {text}: give KEY=VALUE, or the stages that it is for as 2:KEY=VALUE or 2,3:KEY=VALUE", code=2)
+    return named, override
 
 
 @command("tools.runs", path("root", "folder of the runs (default: experiments)"), JSON)

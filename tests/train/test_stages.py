@@ -78,6 +78,26 @@ def test_chain(commands):
         assert after.model.pretrained == f"{before.output_dir}/checkpoint-best.pth"
 
 
+def test_overrides_of_single_stages_of_a_chain(commands):
+    tasks.train(
+        Context(),
+        all=True,
+        o=["train_params.lr=1e-3", "2,3:model.vehicle_id.num_roles=7", "3:train_params.lr=1e-4", "3:model.pretrained=a.pth"],
+    )
+    configs = [compose_config(command[2:]) for command in commands]
+    assert [config.train_params.lr for config in configs] == [1e-3, 1e-3, 1e-4]
+    assert [config.model.vehicle_id.num_roles for config in configs] == [0, 7, 7]
+    assert configs[1].model.pretrained == f"{configs[0].output_dir}/checkpoint-best.pth"
+    assert configs[2].model.pretrained == "a.pth"
+
+
+@pytest.mark.parametrize("text", ["4:seed=1", "2,:seed=1", "stage2:seed=1", "2:seed", ":seed=1"])
+def test_overrides_of_stages_that_are_none(text, commands):
+    with pytest.raises(Exit, match="2,3:KEY=VALUE") as caught:
+        tasks.train(Context(), all=True, o=[text])
+    assert caught.value.code == 2 and not commands
+
+
 def test_dry_run(commands, capsys):
     tasks.train(Context(), stage=1, dry_run=True, o=["a='b c'"])
     assert not commands

@@ -1,19 +1,17 @@
 """Reading weights: PyTorch files, safetensors and hub-style folders, all as one `Checkpoint`.
 
-Files are mapped, not read: opening one of 5 GB takes no time and no memory, and of a training checkpoint only the weights are
-ever touched. Nothing in a file is executed: PyTorch files go through `weights_only=True`, and the few harmless objects that
-upstream's training adds (its Hydra config, a NumPy scalar) are replaced by empty stand-ins.
+Files are mapped, not read: opening one of 5 GB takes no memory, and only the weights of a training checkpoint are touched;
+those of a `.pth` are compared with its checksums (mapped.py). Nothing in a file is executed: PyTorch files go through
+`weights_only=True`, and the few harmless objects that upstream's training adds (its Hydra config, a NumPy scalar) are replaced
+by empty stand-ins.
 """
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
-import mmap
 import pickle
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +24,7 @@ from torch import Tensor
 from mapanything.errors import InputError
 from mapanything.models.architecture import VEHICLE_ID, config_of, is_mapanything, known_config
 from mapanything.models.config import ModelConfig, VehicleIdConfig
+from mapanything.models.mapped import check_weights, drop_pages, read_checksums
 from mapanything.models.names import canonical_name
 from mapanything.models.upstream import config_from_upstream
 
@@ -71,7 +70,7 @@ class Checkpoint:
         tensor = self.tensors[name]
         target.copy_(tensor)
         if self.mapped:
-            _drop_pages(tensor)
+            drop_pages(tensor)
 
 
 def plain_name(key: str) -> str:
@@ -184,6 +183,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_torch(path: Path, is_zip: bool) -> tuple[dict[str, Tensor], ModelConfig | None, bool]:
     stand_ins: list[tuple[Any, str]] = []
     if is_zip:
+        checksums = read_checksums(path)
         stand_ins = [(_Inert, name) for name in _foreign_objects(path) if _HARMLESS.fullmatch(name)]
     try:
         # Files from before torch 1.6 are no zip archives and cannot be mapped.
@@ -215,6 +215,8 @@ def _read_torch(path: Path, is_zip: bool) -> tuple[dict[str, Tensor], ModelConfi
     wrong = [key for key, value in content.items() if not isinstance(value, Tensor)]
     if wrong:
         raise InputError(f"{path}: {wrong[0]!r} is no tensor; give a file with a state_dict, plain or under the key `model`")
+    if is_zip:
+        check_weights(path, content, checksums)
     return dict(content), config, is_zip
 
 
@@ -268,14 +270,3 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 def _first(names: Mapping[str, Any]) -> str:
     return ", ".join(list(names)[:2]) or "none"
-
-
-_madvise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
-
-
-def _drop_pages(tensor: Tensor) -> None:
-    """Pages of a private mapping that nobody has written to leave memory; a later access reads the file again."""
-    first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    last = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if _madvise is not None and last > first and tensor.is_contiguous():
-        _madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)

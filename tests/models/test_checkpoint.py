@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 from collections import OrderedDict
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -81,6 +83,19 @@ def half(path: Path) -> Path:
     return path
 
 
+def flipped(path: Path, part: bytes) -> Path:
+    """One bit changes in the middle of the only place where these bytes are."""
+    data = bytearray(path.read_bytes())
+    assert data.count(part) == 1
+    data[data.find(part) + len(part) // 2] ^= 1
+    path.write_bytes(data)
+    return path
+
+
+def bytes_of(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().numpy().tobytes()
+
+
 def contradicting(model: MapAnything) -> dict[str, torch.Tensor]:
     tensors = {key: tensor.clone() for key, tensor in state(model).items()}
     tensors["dense_head.1.conv1.bias"] += 1
@@ -114,6 +129,18 @@ BROKEN = {
     "truncated old": (
         lambda m, d: half(saved(state(m), d / "a.pth", _use_new_zipfile_serialization=False)),
         "damaged or not complete",
+    ),
+    "one bit of a weight": (
+        lambda m, d: flipped(saved(state(m), d / "a.pth"), bytes_of(m.pose_head.proj.weight)),
+        r"is damaged \(pose_head\.proj\.weight is not what was saved: its checksum is wrong\); fetch or copy it again",
+    ),
+    "one bit of a weight of a training": (
+        lambda m, d: flipped(saved(upstream_training(m), d / "a.pth"), bytes_of(m.pose_head.proj.weight)),
+        r"is damaged \(pose_head\.proj\.weight .* copy it again",
+    ),
+    "one bit of a name": (
+        lambda m, d: flipped(saved(state(m), d / "a.pth"), b"pose_head.proj.weight"),
+        r"is damaged or not complete; fetch or copy it again \(.*CRC-32",
     ),
     "truncated safetensors": (lambda m, d: half(saved_safetensors(once(m), d / "a.safetensors")), "damaged or not complete"),
     "noise": (lambda m, d: written(d / "a.pth", b"\x80" + bytes(range(255)) * 9), "."),
@@ -161,6 +188,30 @@ def test_broken_files_in_one_line(case, model, tmp_path, monkeypatch):
         load(MapAnything, path)
     assert str(path) in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 500
     assert not (tmp_path / "executed").exists()
+
+
+def test_only_the_weights_have_to_be_whole(model, tmp_path):
+    """Of a training checkpoint nothing else is read: an optimizer's state is as large as two networks."""
+    moments = torch.arange(1e4)
+    path = saved({"model": state(model), "optimizer": {0: moments}}, tmp_path / "a.pth")
+    assert_equal(load(MapAnything, flipped(path, bytes_of(moments))), model)
+
+
+@pytest.mark.parametrize("when", ["saved without", "filled in later"])
+def test_files_without_checksums(when, model, tmp_path):
+    """torch can leave them out: altogether, or where the bytes come after `torch.save`."""
+    torch.serialization.set_crc32_options(when != "saved without")
+    path = saved(once(model), tmp_path / "a.pth")
+    torch.serialization.set_crc32_options(True)
+    if when == "filled in later":  # the table of contents has zeros then, for these alone
+        data = bytearray(path.read_bytes())
+        with ZipFile(path) as archive:
+            for info in archive.infolist():
+                if "/data/" in info.filename:
+                    place = data.find(struct.pack("<I", info.CRC), archive.start_dir)
+                    data[place : place + 4] = bytes(4)
+        path.write_bytes(data)
+    assert_equal(load(MapAnything, path), model)
 
 
 def test_reading_touches_nothing(model, tmp_path):

@@ -216,9 +216,7 @@ def _predicted_depths(args: argparse.Namespace, agent: AgentFrame, predicted: Pr
         height, width = known.image.shape[:2]
         framing = Framing.cover((width, height), view.size, agent.frame.cameras[view.camera].cv_intrinsics)
         image = framing.image(known.image).permute(1, 2, 0).numpy()
-        views.append(
-            replace(known, image=np.ascontiguousarray(image), true=framing.depth(known.true), predicted=view.depth())
-        )
+        views.append(replace(known, image=np.ascontiguousarray(image), true=framing.depth(known.true), predicted=view.depth()))
     if not views:
         raise InputError(f"{predicted.folder}: has no view of agent {agent.key.agent}")
     return views

@@ -28,20 +28,20 @@ from mapanything.opv2v.check.report import (
 from mapanything.opv2v.check.run import CheckOptions, run_checks
 from mapanything.opv2v.exclude import check_replaceable, write_exclude
 from mapanything.opv2v.layout import DEPTH_PATTERN, SPLITS, DepthLayout
-from mapanything.tools.options import DEPTH, IMAGES, add_data_options, add_jobs, selection
+from mapanything.tools.options import DEPTH, IMAGES, add_data_options, add_jobs, add_option, selection
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="check_opv2v", description=(__doc__ or "").split("\n\n")[0])
     add = parser.add_argument
     add_data_options(parser, f"depth maps to check (default: {DEPTH} where no other --root is given, else none)")
-    add("--depth-pattern", "--depth_pattern", default=DEPTH_PATTERN, help="where a map lies (default: %(default)s)")
+    add_option(parser, "--depth-pattern", default=DEPTH_PATTERN, help="where a map lies (default: %(default)s)")
     level = parser.add_mutually_exclusive_group()
     level.add_argument("--quick", action="store_true", help="names and sizes only: seconds")
     level.add_argument("--deep", action="store_true", help="decode and measure everything")
     add_jobs(parser)
     add("--report", type=Path, metavar="FILE", help="write every problem to FILE.json or FILE.csv")
-    add("--write-exclude", "--write_exclude", type=Path, metavar="FILE", help="write what training must skip")
+    add_option(parser, "--write-exclude", type=Path, metavar="FILE", help="write what training must skip")
     add("--progress", action=argparse.BooleanOptionalAction, help="a progress bar (default: on a terminal)")
     return parser.parse_args(arguments)
 

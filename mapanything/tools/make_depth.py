@@ -23,7 +23,7 @@ from mapanything.opv2v.frame import read_frame
 from mapanything.opv2v.layout import DEPTH_PATTERN, PCD, YAML, DepthLayout, FrameKey, FramePaths, scan
 from mapanything.opv2v.pcd import read_pcd
 from mapanything.processes import holding_ctrl_c
-from mapanything.tools.options import DEPTH, add_data_options, add_jobs, selection
+from mapanything.tools.options import DEPTH, add_data_options, add_jobs, add_option, selection
 
 FORMATS = {"npy": ("npy",), "png": ("png",), "both": ("npy", "png")}
 # A real frame's four 800x600 maps: .npy is as large as its pixels, a sparse .png packs well (measured: 23 KB).
@@ -117,7 +117,7 @@ def main() -> int:
     add_jobs(parser)
     parser.add_argument("--format", choices=FORMATS, default="npy",
                         help="npy: float32 metres; png: 16-bit, 1/256 m a step; both (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--depth-pattern", default=DEPTH_PATTERN, help="where a map lies (default: %(default)s)")
+    add_option(parser, "--depth-pattern", default=DEPTH_PATTERN, help="where a map lies (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="make maps anew that are there already")
     args = parser.parse_args()
     depth_root = args.depth_root or DEPTH

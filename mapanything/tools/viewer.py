@@ -21,7 +21,7 @@ from pathlib import Path
 
 from mapanything.errors import run_command
 from mapanything.opv2v.layout import Selection
-from mapanything.tools.options import IMAGES
+from mapanything.tools.options import add_frame_options, file_name
 from mapanything.visualization.viewer_frames import Catalog
 
 PORT = 8080
@@ -73,39 +73,20 @@ def address_lines(host: str, port: int) -> list[str]:
 
 
 def _port(text: str) -> int:
-    value = int(text)
-    if not 0 <= value <= 65535:
-        raise ValueError
-    return value
-
-
-_port.__name__ = "port (0 to 65535; 0: any free one)"  # argparse's message names it
-
-
-def _rrd(text: str) -> Path:
-    if not text.lower().endswith(".rrd"):
-        raise ValueError
-    return Path(text)
-
-
-_rrd.__name__ = "name that ends in .rrd"
+    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a port, 0 to 65535; 0: any free one")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m mapanything.tools.viewer", description=__doc__.splitlines()[0])
-    parser.add_argument("--root", "--dataset_root", type=Path, default=IMAGES, metavar="DIR",
-                        help="images, YAML, clouds [%(default)s]")  # fmt: skip
     parser.add_argument("--predictions", type=Path, metavar="DIR", help="what `invoke infer` wrote with --out")
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
                         help="address to listen on; 0.0.0.0: all of this machine's [%(default)s]")  # fmt: skip
     parser.add_argument("--port", type=_port, default=PORT, metavar="N", help="[%(default)s]")
-    parser.add_argument("--rrd", type=_rrd, metavar="FILE.rrd",
+    parser.add_argument("--rrd", type=file_name(".rrd"), metavar="FILE.rrd",
                         help="write a Rerun recording of the chosen agent's frames, or of --frame, and end")  # fmt: skip
-    where = parser.add_argument_group("what to show first (what is not given is the first there is)")
-    where.add_argument("--split", help="train, validate, test, ...")
-    where.add_argument("--scenario", "--sequence", help="such as 2021_08_16_22_26_54")
-    where.add_argument("--agent", help="the main agent, such as 641")
-    where.add_argument("--frame", help="timestamp, such as 000069")
+    add_frame_options(parser, "what to show first")
     return parser
 
 

@@ -23,7 +23,7 @@ from mapanything.tools import viz_options as options
 from mapanything.tools import viz_predictions as predictions
 from mapanything.tools import viz_scenes as scenes
 from mapanything.tools import viz_sequence as sequences
-from mapanything.tools.options import add_jobs, length, positive
+from mapanything.tools.options import add_jobs, add_option, length, odd, positive
 from mapanything.tools.viz_newest import draw_newest
 from mapanything.visualization.views import VIEWS
 
@@ -60,17 +60,12 @@ def _pose(command: argparse.ArgumentParser) -> None:
 
 
 def _no_3d(command: argparse.ArgumentParser) -> None:
-    options.add(command, "--no_3d", action="store_true", help="only the view from above, without Open3D")
+    add_option(command, "--no_3d", action="store_true", help="only the view from above, without Open3D")
 
 
 def _cloud(command: argparse.ArgumentParser) -> None:
     command.add_argument("files", nargs="*", type=Path, metavar="FILE", help=".pcd, .ply or .glb files instead of a frame")
-    options.frame_options(command)
-    options.prediction_option(command)
-    options.output_option(command)
-    options.scene_options(command)
-    options.view_option(command)
-    _color(command)
+    _boxes(command)
     _axes(command)
     command.set_defaults(run=scenes.cloud)
 
@@ -86,23 +81,23 @@ def _boxes(command: argparse.ArgumentParser) -> None:
 
 
 def _color(command: argparse.ArgumentParser) -> None:
-    options.add(command, "--color", choices=("height", "agent"), default="height", help="of LiDAR points [%(default)s]")
+    add_option(command, "--color", choices=("height", "agent"), default="height", help="of LiDAR points [%(default)s]")
 
 
 def _axes(command: argparse.ArgumentParser) -> None:
-    options.add(command, "--axes", choices=("opv2v", "opencv"), default="opv2v",
+    add_option(command, "--axes", choices=("opv2v", "opencv"), default="opv2v",
                 help="of cloud files: x forward, y right, z up, or x right, y down, z forward [%(default)s]")  # fmt: skip
 
 
 def _compare(command: argparse.ArgumentParser) -> None:
     options.frame_options(command)
     options.prediction_option(command)
-    options.add(command, "--pred_pcd", type=Path, metavar="FILE", help="a predicted cloud ...")
-    options.add(command, "--gt_pcd", type=Path, metavar="FILE", help="... and the true one, in the same frame")
+    add_option(command, "--pred_pcd", type=Path, metavar="FILE", help="a predicted cloud ...")
+    add_option(command, "--gt_pcd", type=Path, metavar="FILE", help="... and the true one, in the same frame")
     _axes(command)
     options.output_option(command)
     options.scene_options(command)
-    options.add(command, "--view", choices=VIEWS, default="chase", help="of all four panels [%(default)s]")
+    add_option(command, "--view", choices=VIEWS, default="chase", help="of all four panels [%(default)s]")
     command.set_defaults(run=predictions.compare)
 
 
@@ -117,22 +112,22 @@ def _depth(command: argparse.ArgumentParser) -> None:
 def _frame(command: argparse.ArgumentParser) -> None:
     options.frame_options(command)
     options.output_option(command)
-    options.add(command, "--point_size", type=options.odd, default=3, metavar="PX", help="[%(default)s], odd")
+    add_option(command, "--point_size", type=odd, default=3, metavar="PX", help="[%(default)s], odd")
     command.set_defaults(run=scenes.frame)
 
 
 def _sequence(command: argparse.ArgumentParser) -> None:
     command.add_argument("kind", nargs="?", choices=sequences.KINDS, default="boxes", help="of picture [%(default)s]")
-    options.frame_options(command)
+    options.frame_options(command, "timestamps, such as 000069-000169 or 000069,000071 [all; of --prediction, those it has]")
     options.prediction_option(command)
-    options.add(command, "--output", type=sequences.sequence_path, metavar="PATH",
+    add_option(command, "--output", type=sequences.sequence_path, metavar="PATH",
                 help=f".mp4, .gif, or a folder for PNGs [{options.OUTPUTS}/DATE/....mp4]")  # fmt: skip
-    options.add(command, "--every", type=positive, default=1, metavar="N", help="only every N-th frame")
-    options.add(command, "--fps", type=length, default=5.0, metavar="N", help="frames per second [%(default)g]")
-    options.add(command, "--width", type=positive, metavar="PX", help="make the pictures that narrow")
+    add_option(command, "--every", type=positive, default=1, metavar="N", help="only every N-th frame")
+    add_option(command, "--fps", type=length, default=5.0, metavar="N", help="frames per second [%(default)g]")
+    add_option(command, "--width", type=positive, metavar="PX", help="make the pictures that narrow")
     add_jobs(command)
-    options.scene_options(command)
-    options.add(command, "--view", choices=("sheet", *VIEWS), default="chase", help="of cloud and boxes [%(default)s]")
+    options.scene_options(command, window=False)
+    add_option(command, "--view", choices=("sheet", *VIEWS), default="chase", help="of cloud and boxes [%(default)s]")
     _color(command)
     _no_3d(command)
     command.set_defaults(run=sequences.sequence)

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,7 @@ from mapanything.opv2v.layout import (
     scan,
     scan_agent,
 )
-from mapanything.tools.options import DEPTH, IMAGES, length
+from mapanything.tools.options import DEPTH, add_frame_options, add_option, file_name, length
 from mapanything.visualization.pictures import HIDEABLE, Picture
 from mapanything.visualization.render import View, chase_view
 from mapanything.visualization.scenes import AgentFrame, read_timestamp
@@ -36,31 +35,6 @@ OUTPUTS = Path("visualization_outputs")
 Parser = argparse.ArgumentParser
 
 
-def add(parser: Any, name: str, *aliases: str, **options: Any) -> None:
-    """An option whose underscores may be typed as dashes."""
-    names = [form for name in (name, *aliases) for form in dict.fromkeys((name, name.replace("_", "-")))]
-    parser.add_argument(*names, **options)
-
-
-def odd(text: str) -> int:
-    value = int(text)
-    if not (0 < value < 100 and value % 2):
-        raise ValueError
-    return value
-
-
-odd.__name__ = "odd number of pixels"
-
-
-def png(text: str) -> Path:
-    if not text.lower().endswith(".png"):
-        raise ValueError
-    return Path(text)
-
-
-png.__name__ = "name that ends in .png"
-
-
 def layers(text: str) -> tuple[str, ...]:
     names = tuple(name for name in text.split(",") if name)
     for name in names:
@@ -69,49 +43,43 @@ def layers(text: str) -> tuple[str, ...]:
     return names
 
 
-def frame_options(parser: Parser) -> None:
-    """Which frame; what is not given is the first there is."""
-    where = parser.add_argument_group("which frame (what is not given is the first there is)")
-    add(where, "--root", "--dataset_root", type=Path, default=IMAGES, metavar="DIR", help="images, YAML, clouds [%(default)s]")
-    add(where, "--split", help="train, validate, test, ...")
-    add(where, "--scenario", "--sequence", help="such as 2021_08_16_22_26_54")
-    add(where, "--agent", help="the main agent, such as 641")
-    add(where, "--frame", help="timestamp, such as 000069")
-    add(where, "--single", action="store_true", help="only the main agent, not the others of the timestamp")
+def frame_options(parser: Parser, frame: str = "timestamp, such as 000069") -> None:
+    """Which frame; `frame`: help text of --frame."""
+    group = add_frame_options(parser, "which frame", frame)
+    add_option(group, "--single", action="store_true", help="only the main agent, not the others of the timestamp")
 
 
 def output_option(parser: Parser) -> None:
-    add(parser, "--output", type=png, metavar="FILE.png", help=f"[{OUTPUTS}/DATE/...]")
+    add_option(parser, "--output", type=file_name(".png"), metavar="FILE.png", help=f"[{OUTPUTS}/DATE/...]")
 
 
 def prediction_option(parser: Parser) -> None:
-    add(parser, "--prediction", type=Path, metavar="DIR",
-        help="what `invoke infer` wrote, or one scene's folder in it")  # fmt: skip
+    add_option(parser, "--prediction", type=Path, metavar="DIR",
+               help="what `invoke infer` wrote, or one scene's folder in it")  # fmt: skip
 
 
 def depth_option(parser: Parser) -> None:
-    add(parser, "--depth_root", type=Path, metavar="DIR", help=f"depth maps [{DEPTH} where there is one, else the LiDAR]")
+    add_option(parser, "--depth_root", type=Path, metavar="DIR",
+               help=f"depth maps [{DEPTH} where there is one, else the LiDAR]")  # fmt: skip
 
 
-def scene_options(parser: Parser) -> None:
-    """How a 3D picture is drawn."""
+def scene_options(parser: Parser, window: bool = True) -> None:
+    """How a 3D picture is drawn; `window`: whether it can be looked at in a window too."""
     how = parser.add_argument_group("how")
-    add(how, "--max_range", type=length, metavar="M", help=f"metres shown to each side [{MIN_RANGE:g}, or all agents]")
-    add(how, "--camera_size", type=length, default=2.0, metavar="M", help="of the frusta [%(default)s]")
-    add(how, "--point_size", type=length, default=1.5, metavar="PX", help="[%(default)s]")
-    add(how, "--hide", type=layers, default=(), metavar="A,B", help=f"of {', '.join(HIDEABLE)}")
-    window_options(how)
-
-
-def window_options(parser: Any) -> None:
-    """--window, and what the group's scripts call for no window: pictures never need one."""
-    group = parser.add_mutually_exclusive_group()
-    add(group, "--window", action="store_true", help="Open3D's window instead of a file; needs a display")
-    add(group, "--no_gui", "--offscreen", action="store_true", help="no window; so it is anyway")
+    add_option(how, "--max_range", type=length, metavar="M", help=f"metres shown to each side [{MIN_RANGE:g}, or all agents]")
+    add_option(how, "--camera_size", type=length, default=2.0, metavar="M", help="of the frusta [%(default)s]")
+    add_option(how, "--point_size", type=length, default=1.5, metavar="PX", help="[%(default)s]")
+    add_option(how, "--hide", type=layers, default=(), metavar="A,B", help=f"of {', '.join(HIDEABLE)}")
+    group = how.add_mutually_exclusive_group()
+    if window:
+        add_option(group, "--window", action="store_true", help="Open3D's window instead of a file; needs a display")
+    # What the group's scripts call it; pictures never need one.
+    add_option(group, "--no_gui", "--offscreen", action="store_true", help="no window; so it is anyway")
 
 
 def view_option(parser: Parser) -> None:
-    add(parser, "--view", choices=("sheet", *VIEWS), default="sheet", help="one view only, or a sheet of them [%(default)s]")
+    add_option(parser, "--view", choices=("sheet", *VIEWS), default="sheet",
+               help="one view only, or a sheet of them [%(default)s]")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)

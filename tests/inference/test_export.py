@@ -190,6 +190,7 @@ def test_writing_anew_gives_the_same_bytes_and_leaves_nothing_over(scene: Scene,
     assert files(a) == files(b)
 
 
+@pytest.mark.faults
 def test_a_disk_that_fills_up_leaves_no_finished_scene(scene: Scene, made: Reconstruction, tmp_path: Path, monkeypatch):
     from mapanything import files as package_files
 

@@ -224,6 +224,7 @@ def test_missing_depth_is_an_error_only_where_it_is_an_input(sample_root: Path, 
         load_scene(sample_root, layout, key, SIZE, need_depth=True)
 
 
+@pytest.mark.faults
 def test_broken_scene_ends_the_stream_or_is_told(sample_root: Path):
     path = sample_root / "train" / "2021_09_10_05_59_10" / "641" / "001040_camera1.png"
     path.write_bytes(b"nothing")

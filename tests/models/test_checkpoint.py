@@ -177,6 +177,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.faults
 @pytest.mark.filterwarnings("ignore:'torch.load' received a zip file", "ignore:.*torch.jit", "ignore:Detected pickle protocol")
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_files_in_one_line(case, model, tmp_path, monkeypatch):
@@ -190,6 +191,7 @@ def test_broken_files_in_one_line(case, model, tmp_path, monkeypatch):
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.faults
 def test_only_the_weights_have_to_be_whole(model, tmp_path):
     """Of a training checkpoint nothing else is read: an optimizer's state is as large as two networks."""
     moments = torch.arange(1e4)

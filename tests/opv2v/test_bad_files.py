@@ -26,6 +26,7 @@ from mapanything.opv2v.pcd import decode_pcd, parse_header
 from mapanything.opv2v.png import check_png, decode_rgb
 from mapanything.opv2v.yaml_file import read_yaml
 
+pytestmark = pytest.mark.faults
 PATH = Path("somewhere/000069.file")
 EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 

@@ -19,6 +19,7 @@ from mapanything.opv2v.frame import read_frame
 from mapanything.opv2v.pcd import read_pcd
 from mapanything.opv2v.png import read_image
 
+pytestmark = pytest.mark.faults
 # Each runs in its own process with 2 GB of address space and 20 s.
 LIMITS = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))"
 

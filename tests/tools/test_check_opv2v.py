@@ -295,6 +295,7 @@ def test_stopping_leaves_cleanly(large_root: Path, number: signal.Signals) -> No
     assert_gone(workers)
 
 
+@pytest.mark.faults
 def test_a_killed_worker_is_one_line(large_root: Path) -> None:
     process, workers = start_with_workers(large_root)
     os.kill(workers[0], signal.SIGKILL)
@@ -305,6 +306,7 @@ def test_a_killed_worker_is_one_line(large_root: Path) -> None:
     assert_gone(workers)
 
 
+@pytest.mark.faults
 def test_workers_end_with_a_killed_parent(large_root: Path) -> None:
     process, workers = start_with_workers(large_root)
     process.kill()

@@ -133,6 +133,7 @@ def test_overwrite_removes_what_the_old_evaluation_wrote_and_nothing_else(tmp_pa
     evaluate.prepare_out(tmp_path / "new", overwrite=False)
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 def test_killed_run_leaves_whole_files_only(checkpoint: Path, tmp_path: Path):
     models = [f"{name}={checkpoint}" for name in ("a", "b")]

@@ -143,6 +143,7 @@ def test_save_writes_a_whole_file_or_none(docker: Path, tmp_path: Path, name: st
     assert list(folder.iterdir()) == [target]
 
 
+@pytest.mark.faults
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is always full")
 def test_save_to_a_full_disk(docker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     target = tmp_path / "image.tar"

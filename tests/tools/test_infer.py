@@ -83,6 +83,7 @@ def test_two_runs_and_several_processes_give_the_same_bytes(checkpoint: Path, tm
     assert one == files(tmp_path / "b") == files(tmp_path / "c") and len(one) == 4 * (4 * 4 + 3 + 2)
 
 
+@pytest.mark.faults
 def test_killed_run_goes_on_and_gives_the_same_bytes(checkpoint: Path, tmp_path: Path, capsys):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     arguments = [sys.executable, "-m", "mapanything.tools.infer", *command(checkpoint, killed, "--cloud", "pcd,glb")]
@@ -112,6 +113,7 @@ def test_another_run_in_the_same_folder_is_refused_unless_wanted(checkpoint: Pat
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("devices", ["cpu", "cpu,cpu"])
 def test_broken_scene_is_named_and_the_others_made(checkpoint: Path, sample_root: Path, tmp_path: Path, capsys, devices):
     broken = sample_root / "train" / "2021_09_10_05_59_10" / "641" / "001042_camera2.png"
@@ -134,6 +136,7 @@ def test_several_devices_stop_at_what_stops_one(checkpoint: Path, tmp_path: Path
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and str(target) in done.stderr, done.stderr
 
 
+@pytest.mark.faults
 def test_killed_process_of_a_device_is_said_and_what_is_written_is_whole(checkpoint: Path, tmp_path: Path):
     arguments = command(checkpoint, tmp_path / "out", "--device", "cpu,cpu")
     process = subprocess.Popen(
@@ -151,6 +154,7 @@ def test_killed_process_of_a_device_is_said_and_what_is_written_is_whole(checkpo
     assert infer.main(arguments) == 0
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("devices", ["cpu", "cpu,cpu"])
 def test_interrupted_is_one_line(checkpoint: Path, tmp_path: Path, devices: str):
     process = subprocess.Popen(
@@ -188,6 +192,7 @@ def test_a_scene_with_more_vehicles_than_the_network_knows_is_named(tmp_path: Pa
     assert "train/2021_09_10_05_59_10/641/001040: view 4, key agent_id" in capsys.readouterr().out
 
 
+@pytest.mark.faults
 def test_full_disk_is_one_line_and_leaves_no_finished_scene(checkpoint: Path, tmp_path: Path, monkeypatch):
     from mapanything import files as package_files
 
@@ -200,6 +205,7 @@ def test_full_disk_is_one_line_and_leaves_no_finished_scene(checkpoint: Path, tm
     assert not files(tmp_path / "out")
 
 
+@pytest.mark.faults
 def test_too_little_space_is_said_before(checkpoint: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(infer.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with pytest.raises(InputError, match="free some"):

@@ -82,6 +82,7 @@ def test_a_second_run_makes_only_what_is_missing(sample_root, tmp_path):
     assert files[3].exists() and all(path.stat().st_mtime_ns == times[path] for path in files if path != files[3])
 
 
+@pytest.mark.faults
 def test_broken_frames_are_named_and_the_others_made(sample_root, tmp_path):
     clouds = sorted(sample_root.rglob("*.pcd"))
     clouds[0].write_bytes(b"not a cloud")
@@ -92,6 +93,7 @@ def test_broken_frames_are_named_and_the_others_made(sample_root, tmp_path):
     assert len(list((tmp_path / "d").rglob("*.npy"))) == 4 * (len(clouds) - 2)
 
 
+@pytest.mark.faults
 def test_killed_run_leaves_only_whole_files(sample_root, tmp_path):
     for delay in (0.3, 0.4, 0.5, 0.6):
         command = [sys.executable, "-m", "mapanything.tools.make_depth", "--root", sample_root, "--depth-root"]
@@ -128,6 +130,7 @@ def test_bad_input_is_one_line(sample_root, tmp_path, arguments, message):
     assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.faults
 def test_full_disk_is_said_before(sample_root, tmp_path, monkeypatch):
     from mapanything.errors import InputError
     from mapanything.opv2v.layout import DepthLayout

@@ -189,6 +189,7 @@ def wait_for(process, text: str) -> str:
     raise AssertionError(f"'{text}' never came:\n{seen}")
 
 
+@pytest.mark.faults
 def test_a_killed_rank_ends_all_in_seconds_with_its_reason(tmp_path, data):
     process = start(settings(tmp_path, data, "train_params.epochs=200", "distributed.world_size=2"))
     wait_for(process, "step 2/2")
@@ -205,6 +206,7 @@ def test_a_killed_rank_ends_all_in_seconds_with_its_reason(tmp_path, data):
     assert not any(Path(f"/proc/{p}").exists() for p in ranks)
 
 
+@pytest.mark.faults
 def test_workers_do_not_outlive_their_launcher(tmp_path, data):
     process = start(settings(tmp_path, data, "train_params.epochs=200", "distributed.world_size=2"))
     wait_for(process, "step 2/2")
@@ -239,6 +241,7 @@ sys.exit(training.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("what", "reason", "traceback"),
     [

@@ -1,27 +1,20 @@
-"""A run that was interrupted, anywhere and however, ends bit-equal to one that was not.
-
-TRAINING_KILLS=50 pytest tests/train/test_resume.py kills fifty times instead of a few.
-"""
+"""A run that was interrupted, anywhere and however, ends bit-equal to one that was not."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
+import shutil
 import signal
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from killed_runs import PHASES, KilledRun
 from training_runs import finish, log_of, same, settings, start
 
 from mapanything.train import checkpoints, training
 from mapanything.train.loop import Trainer
-
-KILLS = int(os.environ.get("TRAINING_KILLS", "5"))
-
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,6 +37,7 @@ def without_times(folder: Path) -> list[dict]:
     return [{k: v for k, v in entry.items() if "second" not in k} for entry in log_of(folder)]
 
 
+@pytest.mark.faults
 def test_stopped_after_every_step(tmp_path, data, monkeypatch):
     arguments = settings(tmp_path / "undisturbed", data, *RANDOM)
     assert training.main(arguments) == 0
@@ -71,47 +65,47 @@ def test_stopped_after_every_step(tmp_path, data, monkeypatch):
     assert all(torch.equal(first[name][key], second[name][key]) for name in first for key in first[name])
 
 
-def test_killed_at_random_moments(tmp_path, data):
-    """SIGKILL while it steps, saves (before every step) and validates; what it wrote always loads."""
-    arguments = settings(tmp_path / "undisturbed", data, *RANDOM)
-    begin = time.monotonic()
-    assert training.main(arguments) == 0
-    duration = time.monotonic() - begin
-    out = tmp_path / "killed"
-    arguments = settings(out, data, *RANDOM, "train_params.save_every_minutes=0")
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("ranks", "victims", "few", "many"),
+    [
+        pytest.param(1, "all", 4, 30, id="the only process"),
+        pytest.param(2, "all", 1, 14, id="all ranks", marks=pytest.mark.faults(long=True)),
+        pytest.param(2, "one", 1, 14, id="one rank", marks=pytest.mark.faults(long=True)),
+    ],
+)
+def test_killed_at_random_moments(tmp_path, data, request, ranks, victims, few, many):
+    """SIGKILL while it steps, saves (before every step), validates, starts; again and again until it comes to its end.
+
+    Then the next run, till there were enough kills. Whatever a kill left must load, and every end must be the undisturbed one.
+    """
+    kills = many if request.config.getoption("--faults") else few
+    more = [*RANDOM, f"distributed.world_size={ranks}"]
     seed = random.randrange(10**6)
     print(f"seed {seed}")  # shown when the test fails
-    rng, finished = random.Random(seed), False
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mapanything.train.training"])
-    moments = []
-    for _ in range(KILLS):
-        process = context.Process(target=_train, args=(arguments,))
-        process.start()
-        process.join(rng.uniform(0.1, 0.7) * duration + 0.5)
-        finished = process.exitcode == 0
-        process.kill()
-        process.join()
-        if (out / checkpoints.LAST).exists():
-            assert checkpoints.find_damage(out / checkpoints.LAST) is None
-            moments.append(torch.load(out / checkpoints.LAST, weights_only=True)["position"]["epoch"])
-        if finished:
-            for path in out.iterdir():  # done: kill another run
-                if path.is_file():
-                    path.unlink()
-        assert training.main(arguments) == 0
-    for name in (checkpoints.FINAL, checkpoints.BEST):
-        assert same(tmp_path / "undisturbed" / name, out / name)
-    assert [entry["epoch"] for entry in log_of(out)] == [1, 2, 3]
-    assert not list(out.glob("*.tmp*"))
+    undisturbed = KilledRun(tmp_path / "undisturbed", settings(tmp_path / "undisturbed", data, *more), ranks, victims, None)
+    undisturbed.to_the_end()
+    out = tmp_path / "killed"
+    arguments = settings(out, data, *more, "train_params.save_every_minutes=0")
+    run = KilledRun(out, arguments, ranks, victims, random.Random(seed))
+    while run.hit.total() < kills:
+        ended = not run.until_killed()
+        run.assert_whole()
+        if run.hit.total() == kills and not ended:
+            run.to_the_end()
+            ended = True
+        if ended:
+            for name in (checkpoints.FINAL, checkpoints.BEST):
+                assert same(undisturbed.folder / name, out / name), dict(run.hit)
+            assert [entry["epoch"] for entry in log_of(out)] == [1, 2, 3]
+            assert not list(out.glob("*.tmp*"))
+            shutil.rmtree(out)
+    print(f"killed while: {dict(run.hit)}")
+    if kills == many:
+        assert all(run.hit[phase] for phase in PHASES[1:]), dict(run.hit)
 
 
-def _train(arguments: list[str]) -> None:
-    torch.set_num_threads(1)
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    os._exit(training.main(arguments))
-
-
+@pytest.mark.faults
 def test_two_processes_stopped_killed_and_killed_in_part(tmp_path, data):
     two = ["distributed.world_size=2", "train_params.epochs=4", "train_params.save_every_minutes=0"]
     undisturbed = start(settings(tmp_path / "undisturbed", data, *two))
@@ -136,6 +130,7 @@ def test_two_processes_stopped_killed_and_killed_in_part(tmp_path, data):
     assert same(tmp_path / "undisturbed" / checkpoints.FINAL, out / checkpoints.FINAL)
 
 
+@pytest.mark.faults
 def test_killed_in_validation(tmp_path, data, undisturbed, monkeypatch):
     evaluate = Trainer._validation_losses
 
@@ -153,6 +148,7 @@ def test_killed_in_validation(tmp_path, data, undisturbed, monkeypatch):
     assert len(log_of(tmp_path / "stopped")) == 2
 
 
+@pytest.mark.faults
 def test_damaged_last_falls_back_and_says_so(tmp_path, data, undisturbed, capsys):
     out = tmp_path / "run"
     assert training.main(settings(out, data, "train_params.epochs=1")) == 0

@@ -123,6 +123,7 @@ def test_loss_that_is_no_number(tmp_path, data, capfd):
         assert all(torch.isfinite(tensor).all() for tensor in weights(path).values())
 
 
+@pytest.mark.faults
 def test_broken_file_of_the_data_set(tmp_path, sample_root, sample_depth_root, undisturbed, capfd, monkeypatch):
     for folder in (sample_root, sample_depth_root):
         (folder / ".tests-only").unlink(missing_ok=True)
@@ -149,6 +150,7 @@ def test_broken_file_of_the_data_set(tmp_path, sample_root, sample_depth_root, u
     assert same(out / checkpoints.FINAL, undisturbed / checkpoints.FINAL)
 
 
+@pytest.mark.faults
 def test_full_disk_while_training(tmp_path, data, undisturbed, capfd, monkeypatch):
     out = tmp_path / "run"
     write = checkpoints._Destination.write
@@ -168,12 +170,14 @@ def test_full_disk_while_training(tmp_path, data, undisturbed, capfd, monkeypatc
     assert same(out / checkpoints.FINAL, undisturbed / checkpoints.FINAL)
 
 
+@pytest.mark.faults
 def test_folder_that_cannot_be_written(tmp_path, data):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="can't be made"):
         training.main(settings(tmp_path / "file" / "run", data))
 
 
+@pytest.mark.faults
 def test_second_run_in_one_folder(tmp_path, data):
     lock = logs.Lock(tmp_path)
     assert logs.is_locked(tmp_path)
@@ -217,6 +221,7 @@ def test_config_is_shown(capsys):
 # Signals
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_signals_save_and_leave(tmp_path, data, number, code, monkeypatch):
     step = Trainer._step
@@ -235,6 +240,7 @@ def test_signals_save_and_leave(tmp_path, data, number, code, monkeypatch):
     assert runs.describe(tmp_path, "x")["state"] == "stopped"
 
 
+@pytest.mark.faults
 def test_loader_processes_leave_signals_to_training(tmp_path, data):
     """A signal to the whole process group (Ctrl-C, a scheduler) must not take the loaders away before the state is saved."""
     process = start(settings(tmp_path, data, "machine.num_workers=2", "train_params.epochs=100"))

@@ -14,7 +14,9 @@ import torch
 from mapanything.errors import InputError
 from mapanything.train import checkpoints
 from mapanything.train.checkpoints import LAST, PREVIOUS, clean, find_damage, find_resumable, read, write
+
 pytestmark = pytest.mark.faults
+
 
 def content(value: float, size: int = 1000) -> dict:
     return {"model": {"a": torch.full((size,), float(value)), "b": torch.arange(3)}, "epoch": 1, "name": "x", "none": None}

@@ -381,7 +381,7 @@ def lint(given: SimpleNamespace) -> None:
 
 @command(
     "tools.bench",
-    position("what", "data, model or viz"),
+    position("what", "data, model, train, results, viz or all"),
     path("root", "image root whose first complete frame is used (default: data/opv2v_images, else generated)"),
     value("rounds", "timed rounds"),
     path("json", "write the figures to this file too"),

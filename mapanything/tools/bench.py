@@ -1,10 +1,13 @@
-"""How fast it is: `python -m mapanything.tools.bench [data|model|viz]`.
+"""How fast it is: `python -m mapanything.tools.bench [data|model|train|results|viz|all]`.
 
 data: ratios against plain references in the same run. A figure is the median of several rounds in which both sides take
 turns, so that a machine whose speed drifts slows both. References are what one would write first: PyYAML's pure loader,
 Open3D's PCD reader, Pillow, Python loops.
 model: the full-size networks beside upstream's figures (bench_model.py).
+train: the training step, and its loader, loss and checkpoints (bench_train.py).
+results: comparing clouds, and writing what was predicted (bench_results.py).
 viz: pictures, beside Open3D and Matplotlib as they are (bench_viz.py).
+all: one after the other. One that fails is said in a line, the others still run, and the exit code is 1.
 
 Behind a ratio stand the smallest and the largest one of the rounds. Speed is no verdict: whatever the ratios are, the exit
 code is 0.
@@ -27,7 +30,7 @@ from mapanything.files import write_atomic
 from mapanything.tools.options import IMAGES, positive
 from mapanything.tools.timing import Figure, with_spread
 
-SUITES = ("data", "model", "viz")
+ROUNDS = {"data": 9, "model": 2, "train": 5, "results": 9, "viz": 5}
 
 
 def machine() -> dict[str, str]:
@@ -51,20 +54,36 @@ def machine() -> dict[str, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__.split("\n\n")[0])
-    parser.add_argument("suite", nargs="?", choices=SUITES, default="data", help="what to measure (default: %(default)s)")
+    parser.add_argument("suite", nargs="?", choices=(*ROUNDS, "all"), default="data",
+                        help="what to measure (default: %(default)s)")  # fmt: skip
     parser.add_argument("--root", type=Path, metavar="DIR",
                         help=f"image root whose first complete frame is used (default: {IMAGES}, else generated)")  # fmt: skip
-    parser.add_argument("--rounds", type=positive, metavar="N", help="timed rounds (default: data 9, model 2, viz 5)")
+    rounds = ", ".join(f"{suite} {count}" for suite, count in ROUNDS.items())
+    parser.add_argument("--rounds", type=positive, metavar="N", help=f"timed rounds (default: {rounds})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args()
-    if args.suite == "data":
-        rows = bench_data(args.root, args.rounds or 9)
-    else:
-        rows = bench_model(args.rounds or 2) if args.suite == "model" else bench_viz(args.rounds or 5)
+    rows, failed = [], {}
+    for suite in ROUNDS if args.suite == "all" else (args.suite,):
+        try:
+            rows += [{"suite": suite} | row for row in run(suite, args.root, args.rounds or ROUNDS[suite])]
+        except Exception as error:
+            if args.suite != "all":
+                raise
+            failed[suite] = " ".join(f"{type(error).__name__}: {error}".split())
+            print(f"{suite} failed: {failed[suite]}", file=sys.stderr)
+        if args.suite == "all":
+            print(flush=True)
     if args.json:
-        content = json.dumps({"machine": machine(), "figures": rows}, indent=1, allow_nan=False)
+        content = json.dumps({"machine": machine(), "figures": rows, "failed": failed}, indent=1, allow_nan=False)
         write_atomic(args.json, (content + "\n").encode())
-    return 0
+    return 1 if failed else 0
+
+
+def run(suite: str, root: Path | None, rounds: int) -> list[dict[str, Any]]:
+    """Measures one suite and prints its table; its rows."""
+    if suite == "data":
+        return bench_data(root, rounds)
+    return {"model": bench_model, "train": bench_train, "results": bench_results, "viz": bench_viz}[suite](rounds)
 
 
 def bench_data(root: Path | None, rounds: int) -> list[dict[str, Any]]:
@@ -73,6 +92,32 @@ def bench_data(root: Path | None, rounds: int) -> list[dict[str, Any]]:
 
     figures, source = measure(root or (IMAGES if IMAGES.is_dir() else None), rounds)
     return print_figures(figures, {"data": source})
+
+
+def bench_train(rounds: int) -> list[dict[str, Any]]:
+    """Prints the table of steps and that of ratios; their rows."""
+    from mapanything.tools import bench_train as suite
+
+    print(f"{'training step':28}{'':24}{'seconds':>9}{'views/s':>9}{'peak':>9}{'MFU':>6}")
+    rows: list[dict[str, Any]] = []
+    for row in suite.measure_steps(rounds):
+        if isinstance(row, str):
+            print(row)
+            continue
+        peak = "" if row.peak_gb is None else f"{row.peak_gb:.1f} GB"
+        mfu = "" if row.mfu is None else f"{row.mfu:.0%}"
+        print(f"{row.name:28}{row.shape:24}{row.seconds:9.3f}{row.views_per_s:9.2f}{peak:>9}{mfu:>6}", flush=True)
+        rows.append(asdict(row))
+    figures, model = suite.measure(rounds)
+    return rows + print_figures(figures, {"network": model})
+
+
+def bench_results(rounds: int) -> list[dict[str, Any]]:
+    """Prints the table of clouds and files; its rows."""
+    from mapanything.tools.bench_results import measure
+
+    figures, model = measure(rounds)
+    return print_figures(figures, {"network": model})
 
 
 def bench_viz(rounds: int) -> list[dict[str, Any]]:

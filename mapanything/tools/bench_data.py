@@ -34,21 +34,11 @@ RESOLUTION = (518, 392)
 
 def measure(root: Path | None, rounds: int) -> tuple[list[Figure], str]:
     """All figures and a word on the data they were measured on."""
-    import torch
-
-    torch.set_num_threads(1)  # per core: what one loader process has
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, threads(1):  # per core: what one loader process has
         work = Path(folder)
-        source = "generated"
-        if root is None:
-            from mapanything.opv2v.sample.writer import SampleOptions, write_sample
-
-            write_sample(work / "sample", SampleOptions(splits=("train",), scenarios=1, agents=2, frames=1))
-            root = work / "sample" / "opv2v_images"
-        else:
-            source = "as given by --root"
-        images, depth = _copies(root, work)
-        with _own_cache(work / "cache"):
+        source = "generated" if root is None else "as given by --root"
+        images, depth = copies(small_sample(work) if root is None else root, work, COPIES)
+        with own_cache(work / "cache"):
             return [
                 _index(images, rounds),
                 _cloud(images, rounds),
@@ -57,6 +47,27 @@ def measure(root: Path | None, rounds: int) -> tuple[list[Figure], str]:
                 _deep_check(images, depth, rounds),
                 _quick_check(work),
             ], source
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch's threads, for a while."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def small_sample(work: Path) -> Path:
+    """The image root of two generated agent-frames."""
+    from mapanything.opv2v.sample.writer import SampleOptions, write_sample
+
+    write_sample(work / "sample", SampleOptions(splits=("train",), scenarios=1, agents=2, frames=1))
+    return work / "sample" / "opv2v_images"
 
 
 def _first_complete(root: Path) -> tuple[AgentFolder, str]:
@@ -69,8 +80,8 @@ def _first_complete(root: Path) -> tuple[AgentFolder, str]:
     raise InputError(f"{root}: no complete agent-frame (YAML, cloud and four images) to measure with")
 
 
-def _copies(root: Path, work: Path) -> tuple[Path, Path]:
-    """A data set of COPIES frames of one vehicle, all links to the first complete one, with depth made from its cloud."""
+def copies(root: Path, work: Path, count: int) -> tuple[Path, Path]:
+    """A data set of `count` frames of one vehicle, all links to the first complete one, with depth made from its cloud."""
     folder, name = _first_complete(root)
     images, depth = work / "images", work / "depth"
     agent = Path("train/2021_01_01_00_00_00/641")
@@ -79,7 +90,7 @@ def _copies(root: Path, work: Path) -> tuple[Path, Path]:
     points = read_pcd(folder.path / f"{name}.pcd").points
     maps = [lidar_depth(points, camera, *camera.image_size) for camera in frame.cameras]
     suffixes = [".yaml", ".pcd", *(f"_camera{k}.png" for k in range(4))]
-    for copy in range(COPIES):
+    for copy in range(count):
         number = f"{69 + 2 * copy:06d}"
         for suffix in suffixes:
             os.symlink((folder.path / f"{name}{suffix}").resolve(), images / agent / f"{number}{suffix}")
@@ -89,7 +100,7 @@ def _copies(root: Path, work: Path) -> tuple[Path, Path]:
 
 
 @contextmanager
-def _own_cache(folder: Path) -> Iterator[None]:
+def own_cache(folder: Path) -> Iterator[None]:
     before = os.environ.get("MAPANYTHING_CACHE")
     os.environ["MAPANYTHING_CACHE"] = str(folder)
     try:

@@ -25,14 +25,14 @@ SMALL_PICTURES = 200
 def measure(rounds: int) -> tuple[list[Figure], str]:
     """All figures, and how the memory grew over many small pictures."""
     view = chase_view(point_size=1.5)
-    cloud = street(MILLION)
+    cloud, small, (queries, reference) = street(MILLION), street(MILLION // 10), pair()
     figures = [
         compare("picture, 1 M points", lambda: render([cloud], view), "Open3D's Visualizer, plainly",
                 lambda: plain_open3d(cloud, view), 1.3, rounds),
-        compare("picture, 0.1 M points", lambda: render([street(MILLION // 10)], view), "Matplotlib's 3D scatter",
-                lambda: matplotlib_scatter(street(MILLION // 10)), 3, min(rounds, 3)),
-        compare("errors of 0.2 M points", lambda: nearest_distances(*pair()), "Open3D in the order given",
-                lambda: plain_distances(*pair()), 1.2, rounds),
+        compare("picture, 0.1 M points", lambda: render([small], view), "Matplotlib's 3D scatter",
+                lambda: matplotlib_scatter(small), 3, min(rounds, 3)),
+        compare("errors of 0.2 M points", lambda: nearest_distances(queries, reference), "Open3D in the order given",
+                lambda: plain_distances(queries, reference), 1.2, rounds),
         alone("picture, 1 M, 1280x720", cloud, view, 500.0, rounds),
         alone("picture, 5 M, 1280x720", street(5 * MILLION), view, 2500.0, min(rounds, 3)),
     ]  # fmt: skip
@@ -47,6 +47,7 @@ def street(count: int) -> Cloud:
 
 
 def pair() -> tuple[np.ndarray, np.ndarray]:
+    """A prediction's points and a sparser cloud, of which every point is also one of them."""
     return street(MILLION // 5).points.astype(np.float64), street(MILLION // 10).points[::2].astype(np.float64)
 
 

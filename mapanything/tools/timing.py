@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -37,13 +37,23 @@ def compare(
     name: str, ours: Callable[[], object], reference: str, theirs: Callable[[], object], goal: float, rounds: int = 9
 ) -> Figure:
     """Times both in turns, a warm-up of each first. Returns medians, and the spread of the rounds' ratios."""
-    ours()
-    theirs()
-    times: tuple[list[float], list[float]] = ([], [])
+    return compare_fastest(name, ours, {reference: theirs}, goal, rounds)
+
+
+def compare_fastest(
+    name: str, ours: Callable[[], object], references: Mapping[str, Callable[[], object]], goal: float, rounds: int = 9
+) -> Figure:
+    """`compare` with several ways of doing the same, all in turns; the fastest of them is the reference."""
+    functions = (ours, *references.values())
+    for function in functions:
+        function()
+    times: list[list[float]] = [[] for _ in functions]
     for _ in range(rounds):
-        for function, into in ((ours, times[0]), (theirs, times[1])):
+        for function, into in zip(functions, times, strict=True):
             start = time.perf_counter()
             function()
             into.append(1000 * (time.perf_counter() - start))
-    spread = spread_of([other / own for own, other in zip(*times, strict=True)])
-    return Figure(name, statistics.median(times[0]), reference, statistics.median(times[1]), goal, spread)
+    own, others = times[0], dict(zip(references, times[1:], strict=True))
+    fastest = min(others, key=lambda reference: statistics.median(others[reference]))
+    spread = spread_of([other / mine for mine, other in zip(own, others[fastest], strict=True)])
+    return Figure(name, statistics.median(own), fastest, statistics.median(others[fastest]), goal, spread)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -143,7 +144,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, Tensor], ModelConfig | None, b
     elif (folder / INDEX).exists():
         weights, config, mapped = {}, None, True
         files = _json(folder / INDEX).get("weight_map")
-        if not isinstance(files, dict) or not all(isinstance(f, str) and Path(f).name == f for f in files.values()):
+        if not isinstance(files, dict) or not all(map(_is_name, files.values())):
             raise InputError(f"{folder / INDEX}: no `weight_map` of weights to files of this folder; fetch the folder again")
         for name in sorted(set(files.values())):
             weights |= _read_file(folder / name)[0]
@@ -156,8 +157,12 @@ def _read_folder(folder: Path) -> tuple[dict[str, Tensor], ModelConfig | None, b
     return weights, config, mapped
 
 
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and len(value) < 256 and Path(value).name == value
+
+
 def _read_file(path: Path) -> tuple[dict[str, Tensor], ModelConfig | None, bool]:
-    if not path.exists():
+    if not os.path.exists(path):  # False, too, for a name that can't be one
         raise InputError(f"{path}: no such file; the folder is not complete, fetch it again")
     with path.open("rb") as file:
         start = file.read(256)
@@ -249,13 +254,21 @@ def _config(values: Mapping[str, Any], source: Path) -> ModelConfig:
     try:
         return config_from_upstream(values) if "encoder_config" in values else ModelConfig.from_dict(values)
     except InputError as error:
-        raise InputError(f"{source}: {error}") from error
+        raise InputError(f"{source}: {_short(error)}") from error
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:  # a word or a list where a number should be
+        raise InputError(f"{source}: an entry is of the wrong kind ({_short(error)}); fetch it again") from error
+
+
+def _short(error: Exception) -> str:
+    """In a damaged file a word may be any length."""
+    text = str(error)
+    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is no JSON ({error}); fetch it again") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: should be a group of entries, is {type(values).__name__}; fetch it again")

@@ -16,6 +16,13 @@ from pathlib import Path
 import numpy as np
 from file_bytes import npy_bytes, pcd_bytes, png_bytes
 from prediction_files import write_prediction
+from record_parsers import (
+    any_image,
+    frame_list,
+    hub_config,
+    sample_marker,
+    small_weights,
+)
 
 from mapanything.errors import InputError
 from mapanything.inference.select import SceneKey
@@ -223,7 +230,6 @@ def checkpoint(kind: str) -> Parser:
         from mapanything.models.checkpoint import read_checkpoint
         from mapanything.train.checkpoints import find_damage, read
 
-        torch.manual_seed(0)
         tensors = small_weights()
         path = folder / f"checkpoint-last.{kind}"
         if kind == "pth":
@@ -243,20 +249,6 @@ def checkpoint(kind: str) -> Parser:
         return [path.read_bytes()], check
 
     return Parser(own)
-
-
-def small_weights() -> dict:
-    """The smallest tensors under the names of a network's."""
-    import torch
-
-    from mapanything.models.config import TINY
-    from mapanything.models.mapanything import MapAnything
-    from mapanything.models.names import canonical_name
-
-    with torch.device("meta"):
-        shapes = {canonical_name(name): tensor.shape for name, tensor in MapAnything(TINY).state_dict().items()}
-    names = {*list(shapes)[::12], "scale_token", "encoder.model.cls_token", "info_sharing.norm.weight"}
-    return {name: torch.randn([min(side, 5) for side in shape]) for name, shape in shapes.items() if name in names}
 
 
 def run_files(name: str) -> Parser:
@@ -307,6 +299,14 @@ PARSERS = {
     "glb": cloud_file("glb"),
     "scene_json": prediction("scene.json"),
     "poses_json": prediction("poses.json"),
+    "prediction_depth": prediction("641_camera0/depth.npy"),
+    "prediction_mask": prediction("641_camera0/mask.npy"),
+    "prediction_cloud": prediction("cloud.pcd"),
+    "frame_list": Parser(frame_list),
+    "sample_marker": Parser(sample_marker),
+    "any_image": Parser(any_image),
+    "hub_config": Parser(hub_config("config.json")),
+    "hub_index": Parser(hub_config("model.safetensors.index.json")),
     "checkpoint_pth": checkpoint("pth"),
     "checkpoint_safetensors": checkpoint("safetensors"),
     "run_log": run_files("log.txt"),

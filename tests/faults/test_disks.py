@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
+import torch
 from namespaces import assert_one_line, read_only, run_with, small_disk
 from training_runs import settings
+
+from mapanything.errors import InputError
+from mapanything.models.config import TINY
+from mapanything.models.mapanything import MapAnything
 
 pytestmark = pytest.mark.faults
 SAMPLE = Path(__file__).parents[1] / "fixtures" / "sample_opv2v"
@@ -66,6 +72,35 @@ def test_read_only_data_is_enough_to_train_on(tmp_path, data):
     done = run_with(f"export MAPANYTHING_CACHE={cache}; {mounts}", arguments)
     assert done.returncode == 0 and "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
     assert "index is not cached" in done.stdout + done.stderr
+
+
+@pytest.mark.faults(long=True)
+@pytest.mark.parametrize("tool", [infer, evaluate, report, make_depth], ids=lambda tool: tool.__name__)
+def test_read_only_data_and_weights_are_enough(tool, checkpoint, tmp_path):
+    """As the containers mount them; without a cache folder that can be written to."""
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    cache.mkdir()
+    mounts = " && ".join(read_only(folder) for folder in (SAMPLE, checkpoint, cache))
+    done = run_with(f"export MAPANYTHING_CACHE={cache}; {mounts}", tool(checkpoint, out))
+    text = done.stdout + done.stderr
+    assert done.returncode == 0 and "Traceback" not in text, text
+    assert any(out.iterdir())
+
+
+@pytest.mark.parametrize("tool", [infer, evaluate], ids=lambda tool: tool.__name__)
+def test_a_flipped_bit_in_the_weights(tool, tmp_path):
+    """One line before anything is written, not a result of other weights."""
+    torch.manual_seed(0)
+    model = MapAnything(TINY)
+    path, out = tmp_path / "a.pth", tmp_path / "out"
+    torch.save({"model": model.state_dict()}, path)
+    data = bytearray(path.read_bytes())
+    data[data.find(model.pose_head.proj.weight.detach().numpy().tobytes()) + 5000] ^= 64
+    path.write_bytes(data)
+    _, _, name, *arguments = ["python", *tool(path, out)]
+    with pytest.raises(InputError, match=r"a\.pth: is damaged \(pose_head\.proj\.weight is not what was saved"):
+        importlib.import_module(name).main([str(argument) for argument in arguments])
+    assert not out.exists() or not list(out.iterdir())
 
 
 @pytest.mark.parametrize("tool", [make_depth, report, *(pytest.param(tool, marks=pytest.mark.faults(long=True))

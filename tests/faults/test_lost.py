@@ -77,6 +77,35 @@ def test_file_vanishes_between_index_and_step(tmp_path, sample_root, sample_dept
     assert checkpoints.find_damage(out / checkpoints.LAST) is None
 
 
+@pytest.mark.parametrize("name", ["yaml", "image", "depth"])
+@pytest.mark.parametrize(
+    "tool", [infer, pytest.param(evaluate, marks=pytest.mark.faults(long=True))], ids=["infer", "evaluate"]
+)
+def test_file_vanishes_after_the_scenes_were_chosen(
+    tool, name, checkpoint, sample_root, sample_depth_root, tmp_path, capsys, monkeypatch
+):
+    """That scene is named, the others are made."""
+    key = first_key(sample_root)
+    paths = FramePaths(sample_root, key)
+    victim = {"yaml": paths.yaml, "image": paths.image(2), "depth": DepthLayout(sample_depth_root).path(key, 1)}[name]
+    go_on = tool._what_makes_it
+
+    def remove_it(*arguments):
+        victim.unlink()
+        return go_on(*arguments)
+
+    monkeypatch.setattr(tool, "_what_makes_it", remove_it)
+    given = ["--root", sample_root, "--depth-root", sample_depth_root, "--out", tmp_path / "out", "--device", "cpu"]
+    given += ["--inputs", "images,intrinsics,depth", "--split", key.split, "--resolution", 70, 42]
+    if tool is infer:
+        given += ["--checkpoint", checkpoint]
+    else:
+        given += ["--models", f"a={checkpoint}", "--mode", "single", "--every-agent", "--worst", 0]
+    assert tool.main([*map(str, given)]) == 1
+    told = capsys.readouterr().out
+    assert str(victim) in told and "1 failed" in told, told
+
+
 # Clocks
 
 
@@ -173,7 +202,7 @@ def test_two_make_depths_at_once_are_harmless(sample_root, tmp_path):
         read_depth(path)
 
 
-# Loader processes
+# Processes
 
 
 def test_killed_loader_process_ends_training_in_seconds_with_one_line(tmp_path, data):

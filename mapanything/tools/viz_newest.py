@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mapanything.errors import InputError
-from mapanything.opv2v.layout import is_folder
+from mapanything.opv2v.layout import FrameKey, FramePaths, is_folder
 from mapanything.opv2v.png import read_image
 from mapanything.tools.options import IMAGES
 from mapanything.tools.viz_options import OUTPUTS, save
-from mapanything.visualization.predictions import RECORD
+from mapanything.tools.viz_scenes import draw_alone
+from mapanything.visualization.predictions import RECORD, read_prediction
 
 EXPERIMENTS = Path("experiments")
 LOG, PICTURES = "log.txt", "pictures"  # in a run's folder (train/logs.py, which loads torch)
@@ -43,9 +44,13 @@ def draw_newest(args: argparse.Namespace, parse: argparse.ArgumentParser) -> int
         return _draw_run(args, found[0])
     if found is not None:
         folder = found[0]
-        command = "compare" if is_folder(IMAGES) else "cloud"
+        predicted = read_prediction(folder)
+        key = FrameKey(predicted.split, predicted.scenario, predicted.agent, predicted.frame)
+        has_truth = FramePaths(IMAGES, key).yaml.is_file()  # the linked data may be others
         print(f"newest prediction, {folder}: ", end="", flush=True)
-        chosen = parse.parse_args([command, "--prediction", str(folder)])
+        chosen = parse.parse_args(["compare" if has_truth else "cloud", "--prediction", str(folder)])
+        if not has_truth:
+            return draw_alone(chosen, "cloud", predicted)
     elif is_folder(IMAGES):
         print(f"first frame of {IMAGES}: ", end="", flush=True)
         chosen = parse.parse_args(["pose"])

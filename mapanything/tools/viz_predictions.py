@@ -33,11 +33,21 @@ from mapanything.visualization.depth_pictures import DepthView, draw_depths, is_
 from mapanything.visualization.figures import LIGHT
 from mapanything.visualization.pictures import PREDICTED, TRUE, TRUE_BELOW, Picture, cloud_picture
 from mapanything.visualization.predictions import PredictedScene, find_predictions, read_prediction
-from mapanything.visualization.scenes import CAMERA_NAMES, AgentFrame, Cameras, Cloud, build_scene
-from mapanything.visualization.sheets import Mark
+from mapanything.visualization.scenes import (
+    BOX_COLOR,
+    CAMERA_NAMES,
+    LIDAR_HEIGHT,
+    AgentFrame,
+    Cloud,
+    agent_color,
+    build_scene,
+    in_range,
+    no_cameras,
+)
+from mapanything.visualization.sheets import RING_SIGN, RING_TEXT, Mark
 from mapanything.visualization.views import STYLE, named_view
 
-LIDAR_HEIGHT = 1.9  # metres above the road, for clouds that come alone
+SQUARE = (700, 700)  # pixels of a panel that looks from above
 
 
 def find_prediction(args: argparse.Namespace) -> PredictedScene:
@@ -48,47 +58,80 @@ def find_prediction(args: argparse.Namespace) -> PredictedScene:
     Raises:
         InputError: there is none, or it is damaged.
     """
-    folders = find_predictions(args.prediction)
-    if not folders:
-        raise InputError(f"{args.prediction}: no scene.json at or below it; give what `invoke infer` wrote with --out")
-    wanted = {"split": args.split, "scenario": args.scenario, "agent": args.agent, "frame": args.frame}
-    for folder in folders:
-        names = folder.resolve().parts[-4:]  # split, scenario, agent, frame
-        if all(name is None or name == have for name, have in zip(wanted.values(), names)):
-            break
-    else:
-        given = ", ".join(f"{kind} {name}" for kind, name in wanted.items() if name)
-        raise InputError(f"{args.prediction}: none of its {len(folders)} scenes is of {given}")
-    predicted = read_prediction(folder)
+    predicted = read_prediction(_chosen(args, args.frame)[0])
     args.split, args.scenario, args.agent, args.frame = str(predicted).split("/")
     return predicted
 
 
-def prediction_picture(predicted: PredictedScene, max_range: float) -> Picture:
-    """A prediction of which the data are not here."""
+def predicted_frames(args: argparse.Namespace) -> set[str]:
+    """The frames that --prediction has of the first split, scenario and agent that are named, which `args` name then.
+
+    Raises:
+        InputError: there is none.
+    """
+    folders = _chosen(args, None)
+    args.split, args.scenario, args.agent, _ = names = _names(folders[0])
+    return {_names(folder)[3] for folder in folders if _names(folder)[:3] == names[:3]}
+
+
+def _chosen(args: argparse.Namespace, frame: str | None) -> list[Path]:
+    """The folders of --prediction that are of the split, scenario, agent and frame that are named, one at least."""
+    folders = find_predictions(args.prediction)
+    if not folders:
+        raise InputError(f"{args.prediction}: no scene.json at or below it; give what `invoke infer` wrote with --out")
+    wanted = {"split": args.split, "scenario": args.scenario, "agent": args.agent, "frame": frame}
+    chosen = [
+        folder
+        for folder in folders
+        if all(name is None or name == have for name, have in zip(wanted.values(), _names(folder)))
+    ]
+    if not chosen:
+        given = ", ".join(f"{kind} {name}" for kind, name in wanted.items() if name)
+        raise InputError(f"{args.prediction}: none of its {len(folders)} scenes is of {given}")
+    return chosen
+
+
+def _names(folder: Path) -> tuple[str, ...]:
+    """Split, scenario, agent and frame of a scene's folder."""
+    return folder.resolve().parts[-4:]
+
+
+def prediction_picture(predicted: PredictedScene, max_range: float, camera_size: float) -> Picture:
+    """A prediction of which the data are not here; `camera_size`: metres of the frusta."""
     picture = cloud_picture([predicted.cloud], max_range, LIDAR_HEIGHT, f"prediction of {predicted}")
-    layers = {**picture.layers, "cameras": [predicted.cameras]}
-    marks = (Mark(f"prediction, {len(predicted.cloud.points):,} points"), *picture.marks[1:])
-    return replace(picture, layers=layers, cameras=predicted.cameras, agent=predicted.agent, marks=marks)
+    cameras = replace(predicted.cameras, length=camera_size)
+    marks = (
+        Mark(f"prediction, {len(predicted.cloud.points):,} points"),
+        *(Mark(f"cameras of agent {agent}", agent_color(role)) for role, agent in enumerate(predicted.agents)),
+        Mark("distance from the main agent's LiDAR", RING_TEXT, RING_SIGN),
+    )
+    layers = {**picture.layers, "cameras": [cameras]}
+    return replace(picture, layers=layers, cameras=cameras, agent=predicted.agent, marks=marks)
 
 
 def add_prediction(picture: Picture, predicted: PredictedScene) -> Picture:
-    """The prediction in its images' colours, the LiDAR below it in one colour; predicted and true cameras apart."""
+    """The prediction in its images' colours, the LiDAR below it in one colour; predicted and true cameras apart.
+
+    Agents are no longer told apart by their colours, two of which mean predicted and true now.
+    """
     truth = [replace(cloud, colors=TRUE_BELOW) for cloud in picture.layers["cloud"] if isinstance(cloud, Cloud)]
+    cameras = replace(predicted.cameras, length=picture.cameras.length)
     layers = {
         **picture.layers,
         "cloud": [predicted.cloud],
         "ground_truth": truth,
-        "cameras": [predicted.cameras.painted(PREDICTED), picture.cameras.painted(TRUE)],
+        "cameras": [cameras.painted(PREDICTED), picture.cameras.painted(TRUE)],
+        "boxes": [replace(item, colors=np.tile(BOX_COLOR, (len(item), 1))) for item in picture.layers["boxes"]],
+        "paths": [replace(item, color=BOX_COLOR) for item in picture.layers["paths"]],
     }
     marks = (
         Mark(f"prediction, {len(predicted.cloud.points):,} points in the images' colours; its cameras", PREDICTED),
         Mark("LiDAR", TRUE_BELOW),
         Mark("true cameras", TRUE),
-        # Two of the agents' colours are taken.
         *(replace(mark, color=LIGHT, sign="·") if mark.sign == "■" else mark for mark in picture.marks),
     )
-    return replace(picture, title=f"{picture.title}: prediction and LiDAR", layers=layers, marks=marks, bars=())
+    names = tuple(replace(name, color=BOX_COLOR) for name in picture.names)
+    return replace(picture, title=f"{picture.title}: prediction and LiDAR", layers=layers, names=names, marks=marks, bars=())
 
 
 def compare(args: argparse.Namespace) -> int:
@@ -104,7 +147,7 @@ def compare(args: argparse.Namespace) -> int:
         predicted = find_prediction(args)
         timestamp = find_timestamp(args)
         agents = tuple(agent for agent in timestamp.agents() if agent.key.agent in predicted.agents)
-        comparison = against_lidar(predicted, agents, args.max_range)
+        comparison = against_lidar(predicted, agents, args.max_range, args.camera_size)
         title = f"{title_of(timestamp.key)}: prediction against the LiDAR of {', '.join(predicted.agents)}"
         name, agent = key_name("compare", timestamp.key), timestamp.main
         max_range = args.max_range or default_range(agents)
@@ -112,8 +155,8 @@ def compare(args: argparse.Namespace) -> int:
         raise InputError("what is to be compared? Give --prediction, or --pred_pcd and --gt_pcd")
     if args.max_range:
         title += f", within {args.max_range:g} m"
-    cameras = comparison.true_cameras or _no_cameras()
-    size = PANEL
+    cameras = comparison.true_cameras or no_cameras()
+    size = SQUARE if args.view == "top" else PANEL
     if args.view.startswith("camera") and len(cameras):
         size = (round(PANEL[1] * cameras.sizes[0, 0] / cameras.sizes[0, 1]), PANEL[1])  # its image's shape
     options = STYLE | {"point_size": args.point_size}
@@ -123,31 +166,41 @@ def compare(args: argparse.Namespace) -> int:
         picture = cloud_picture([comparison.prediction], max_range, comparison.ground, title)
         shown = [cameras for cameras in (comparison.predicted_cameras, comparison.true_cameras) if cameras]
         layers = {**picture.layers, "ground_truth": [truth], "cameras": shown}
-        return show_window(args, replace(picture, layers=layers), name, view)
-    kind = {"from_above": args.view == "top", "through_camera": args.view.startswith("camera")}
+        return show_window(args, replace(picture, layers=layers).without(args.hide), name, view)
+    kind = {"from_above": args.view == "top", "through_camera": args.view.startswith("camera"), "hidden": args.hide}
     figure = draw_comparison(comparison, title, view, max_range, **kind)
     return save(args, name, figures.png_bytes(figure))
 
 
-def against_lidar(predicted: PredictedScene, agents: tuple[AgentFrame, ...], max_range: float | None = None) -> Comparison:
-    """A prediction against the sweeps of its own vehicles. Raises InputError: none of them has one."""
+def against_lidar(
+    predicted: PredictedScene, agents: tuple[AgentFrame, ...], max_range: float | None, camera_size: float
+) -> Comparison:
+    """A prediction against the sweeps of its own vehicles.
+
+    Args:
+        max_range: metres; points farther right, left, ahead or behind the main agent's LiDAR are left out.
+        camera_size: metres of the frusta.
+
+    Raises:
+        InputError: none of them has one, or one is broken.
+    """
     note_missing_clouds(agents)
-    scene = build_scene(agents)
+    scene = build_scene(agents, camera_length=camera_size)
     truth = np.concatenate([cloud.points for cloud in scene.clouds])
     if not len(truth):
         raise InputError(f"{agents[0].paths.pcd}: no LiDAR point to compare with; restore the cloud")
     seen = np.array([label in predicted.cameras.labels for label in scene.cameras.labels], dtype=bool)
     prediction, truth = _near(predicted.cloud, truth, max_range)
-    cameras = (predicted.cameras.painted(PREDICTED), scene.cameras.select(seen).painted(TRUE))
+    cameras = (replace(predicted.cameras, length=camera_size).painted(PREDICTED), scene.cameras.select(seen).painted(TRUE))
     return compare_clouds(prediction, truth, *cameras, scene.ground)
 
 
 def _near(cloud: Cloud, truth: NDArray[np.floating], max_range: float | None) -> tuple[Cloud, NDArray[np.floating]]:
     if max_range is None:
         return cloud, truth
-    kept, others = ((np.abs(points[:, [0, 2]]) <= max_range).all(axis=1) for points in (cloud.points, truth))
+    kept = in_range(cloud.points, max_range)
     colors = np.broadcast_to(cloud.colors, cloud.points.shape)[kept]
-    return Cloud(cloud.points[kept], colors, cloud.label), truth[others]
+    return Cloud(cloud.points[kept], colors, cloud.label), truth[in_range(truth, max_range)]
 
 
 def _read_points(path: Path, axes: str) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
@@ -155,11 +208,6 @@ def _read_points(path: Path, axes: str) -> tuple[NDArray[np.float32], NDArray[np
     if not len(points):
         raise InputError(f"{path}: has no points to compare")
     return cv_points(points) if axes == "opv2v" else points, colors
-
-
-def _no_cameras() -> Cameras:
-    none = np.zeros((0, 4, 4))
-    return Cameras(none, none[:, :3, :3], np.zeros((0, 2), np.int64), (), np.zeros((0, 3), np.uint8))
 
 
 def depth(args: argparse.Namespace) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mapanything.errors import InputError
 from mapanything.geometry.carla import cv_points
@@ -31,17 +33,20 @@ from mapanything.visualization.pictures import HEIGHT_BAR, Picture, cloud_pictur
 from mapanything.visualization.predictions import PredictedScene
 from mapanything.visualization.scenes import (
     CAMERA_NAMES,
+    LIDAR_HEIGHT,
+    Axes,
     Cloud,
     Scene,
     build_scene,
     height_colors,
+    in_range,
     vehicle_boxes,
 )
+from mapanything.visualization.views import STYLE
 
 UNSEEN_COLOR = (255, 140, 230)  # boxes of vehicles that only other agents saw
 CELL_WIDTH = 800  # pixels that an image of the sheet has at least
 PATH_FRAMES = 20  # before and after this one, in which the agents' paths are drawn: two seconds each
-LIDAR_HEIGHT = 1.9  # metres above the road, for clouds that come alone
 
 
 def frames_around(timestamp: Timestamp, frames: Sequence[str]) -> list[str]:
@@ -82,15 +87,14 @@ def pose_png(args: argparse.Namespace, scene: Scene, max_range: float) -> bytes:
     scene = hide(scene, args.hide)
     image = view = None
     if not args.no_3d:
-        width, height = plots.view_size(len(scene.agents))
-        style = {"background": figures.BACKGROUND, "line_width": 1.6, "supersample": 2}
-        view = render.chase_view(width, height, point_size=args.point_size, **style)
-        image = render.render(scene, view)
-    return plots.pose_sheet(scene, max_range, image, view, args.point_size)
+        view = render.chase_view(*plots.view_size(len(scene.agents)), point_size=args.point_size, **STYLE)
+        items = [item for item in scene.items() if not ("axes" in args.hide and isinstance(item, Axes))]
+        image = render.render(items, view)
+    return plots.pose_sheet(scene, max_range, image, view, args.point_size, args.hide)
 
 
 def hide(scene: Scene, hidden: tuple[str, ...]) -> Scene:
-    """The scene without some layers."""
+    """The scene without some layers; its axes stay, which say where the agents are."""
     none = np.zeros(0, dtype=np.int64)
     if "cloud" in hidden:
         empty = np.zeros((0, 3))
@@ -117,10 +121,15 @@ def boxes(args: argparse.Namespace) -> int:
 def scene_command(args: argparse.Namespace, kind: str) -> int:
     predicted = find_prediction(args) if args.prediction is not None else None
     if predicted is not None and not args.root.is_dir():
-        picture = prediction_picture(predicted, args.max_range or MIN_RANGE)
-        return finish(args, picture, f"{kind}_{str(predicted).replace('/', '_')}")
+        return draw_alone(args, kind, predicted)
     timestamp = find_timestamp(args)
     return finish(args, timestamp_picture(args, timestamp, kind, predicted), key_name(kind, timestamp.key))
+
+
+def draw_alone(args: argparse.Namespace, kind: str, predicted: PredictedScene) -> int:
+    """A prediction of which the data are not here."""
+    picture = prediction_picture(predicted, args.max_range or MIN_RANGE, args.camera_size)
+    return finish(args, picture, f"{kind}_{str(predicted).replace('/', '_')}")
 
 
 def timestamp_picture(
@@ -147,15 +156,26 @@ def files_picture(args: argparse.Namespace) -> Picture:
     for path in args.files:
         points, colors = read_cloud(path)
         points = cv_points(points) if args.axes == "opv2v" else points
-        points = points[np.isfinite(points).all(axis=1)] if colors is None else points
+        finite = np.isfinite(points).all(axis=1)
+        points, colors = points[finite], None if colors is None else colors[finite]
         if colors is None or not colors[:, 1:].any():  # OPV2V's own hide an intensity in the red
             colors, heights = height_colors(points, LIDAR_HEIGHT), True
+        near = in_range(points, args.max_range or MIN_RANGE)
+        if near.sum() <= len(points) / 2 and not (len(points) and args.view == "fit"):
+            print(f"note: {path}: {_whereabouts(points, near)}", file=sys.stderr)
         if args.max_range:
-            near = (np.abs(points[:, [0, 2]]) <= args.max_range).all(axis=1)
             points, colors = points[near], colors[near]
         clouds.append(Cloud(points, colors, path.name))
     picture = cloud_picture(clouds, args.max_range or MIN_RANGE, LIDAR_HEIGHT, ", ".join(path.name for path in args.files))
     return replace(picture, bars=(HEIGHT_BAR,)) if heights else picture
+
+
+def _whereabouts(points: NDArray[np.floating], near: NDArray[np.bool_]) -> str:
+    """Of a cloud that is hardly to be seen, why: in a world's coordinates it is far from the origin."""
+    if not len(points):
+        return "has no points"
+    far = math.ceil(float(np.quantile(np.abs(points[:, [0, 2]]).max(axis=1), 0.9)))
+    return f"{near.sum():,} of {len(points):,} points are in range; give --max-range {far} or --view fit"
 
 
 def frame(args: argparse.Namespace) -> int:

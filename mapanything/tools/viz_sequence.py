@@ -18,8 +18,8 @@ from PIL import Image
 
 from mapanything.errors import InputError
 from mapanything.processes import holding_ctrl_c
-from mapanything.tools.viz_options import Timestamp, default_range, find_timestamp, output_path
-from mapanything.tools.viz_predictions import find_prediction
+from mapanything.tools.viz_options import default_range, find_timestamp, output_path
+from mapanything.tools.viz_predictions import find_prediction, predicted_frames
 from mapanything.tools.viz_scenes import frames_around, pose_png, read_scene, timestamp_picture
 from mapanything.visualization import figures
 from mapanything.visualization.paths import read_positions
@@ -31,8 +31,11 @@ Image3 = NDArray[np.uint8]
 
 
 def sequence(args: argparse.Namespace) -> int:
+    predicted = predicted_frames(args) if args.prediction is not None else None
     timestamp = find_timestamp(argparse.Namespace(**{**vars(args), "frame": None}))
-    frames = chosen_frames(timestamp, args.frame)[:: args.every]
+    have = [frame for frame in timestamp.frames() if predicted is None or frame in predicted]
+    where = timestamp.folders[0].path if predicted is None else args.prediction
+    frames = chosen_frames(have, args.frame, where)[:: args.every]
     key = timestamp.key
     args.split, args.scenario, args.agent = key.split, key.scenario, key.agent
     if args.max_range is None:  # one for all, or the picture would pump
@@ -46,17 +49,19 @@ def sequence(args: argparse.Namespace) -> int:
     with open_sequence(path, args.fps) as add:
         for frame, image in zip(frames, _drawn(args, frames), strict=True):
             add(image, frame)
-    print(f"{path}: {len(frames)} frames" + ("" if path.suffix.lower() in SUFFIXES else ", one PNG each"))
+    count = "1 frame" if len(frames) == 1 else f"{len(frames)} frames"
+    print(f"{path}: {count}" + ("" if path.suffix.lower() in SUFFIXES else ", one PNG each"))
     return 0
 
 
-def chosen_frames(timestamp: Timestamp, text: str | None) -> list[str]:
-    """The main agent's frames that `a-b` or `a,b` names; all without a text.
+def chosen_frames(have: list[str], text: str | None, where: Path) -> list[str]:
+    """Those of the frames that `a-b` or `a,b` names; all without a text.
 
     Raises:
-        InputError: a named frame, or all of a range, is not there.
+        InputError: a named frame, or all of a range, is not `where` they come from; there is none at all.
     """
-    have = timestamp.frames()
+    if not have:
+        raise InputError(f"{where}: holds no frame that the data have too")
     if text is None:
         return have
     chosen: set[str] = set()
@@ -67,8 +72,7 @@ def chosen_frames(timestamp: Timestamp, text: str | None) -> list[str]:
         else:
             found = {part} & set(have)
         if not found:
-            folder = timestamp.folders[0].path
-            raise InputError(f"{folder}: no frame '{part}'; it has {len(have)}, from {have[0]} to {have[-1]}")
+            raise InputError(f"{where}: no frame '{part}'; it has {len(have)}, from {have[0]} to {have[-1]}")
         chosen |= found
     return [frame for frame in have if frame in chosen]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from mapanything.visualization.predictions import (
     error_distances,
 )
 from mapanything.visualization.render import View, render
-from mapanything.visualization.scenes import Cameras, Cloud, Item, height_colors
+from mapanything.visualization.scenes import LIDAR_HEIGHT, Cameras, Cloud, Item, height_colors
 from mapanything.visualization.sheets import RING_SIGN, RING_TEXT, Bar, Mark, Panel, ring_names, sheet
 from mapanything.visualization.views import for_many_points, metres_per_pixel
 
@@ -45,7 +46,7 @@ class Comparison:
     to_prediction: NDArray[np.float64]
     predicted_cameras: Cameras | None = None
     true_cameras: Cameras | None = None
-    ground: float = 1.9
+    ground: float = LIDAR_HEIGHT
 
 
 def compare(
@@ -53,8 +54,9 @@ def compare(
     truth: NDArray[np.floating],
     predicted_cameras: Cameras | None = None,
     true_cameras: Cameras | None = None,
-    ground: float = 1.9,
+    ground: float = LIDAR_HEIGHT,
 ) -> Comparison:
+    """Measures both ways; arguments as `Comparison`'s attributes, points that are not finite among them."""
     finite = np.isfinite(prediction.points).all(axis=1)
     colors = np.broadcast_to(prediction.colors, prediction.points.shape)
     prediction = Cloud(prediction.points[finite], colors[finite], prediction.label)
@@ -71,22 +73,32 @@ def compare(
 
 
 def draw_comparison(
-    comparison: Comparison, title: str, view: View, max_range: float, *, from_above: bool = False, through_camera: bool = False
+    comparison: Comparison,
+    title: str,
+    view: View,
+    max_range: float,
+    *,
+    from_above: bool = False,
+    through_camera: bool = False,
+    hidden: Collection[str] = (),
 ) -> Any:
     """A figure of four panels: the prediction, the truth, both, and the error.
 
     Args:
         from_above: the view is; then the panels have a scale bar.
-        through_camera: the view is one of the cameras', which are then not drawn.
+        through_camera: the view is one of the cameras', which are then not drawn, nor are circles: they end on the horizon.
+        hidden: `cameras`, `rings` or `names` are left out.
     """
     c = comparison
-    if through_camera:
+    if through_camera or "cameras" in hidden:
         c = replace(c, predicted_cameras=None, true_cameras=None)
+    if through_camera:
         view = replace(view, point_size=2 * view.point_size)
+    circles = not through_camera and "rings" not in hidden
     view = for_many_points(view, max(len(c.prediction.points), len(c.truth)))
     rings = rings_of(max_range, c.ground)
-    shown = [] if through_camera else [rings]  # circles end on the horizon there
-    names = () if through_camera else ring_names(rings)
+    shown = [rings] if circles else []
+    names = ring_names(rings) if circles and "names" not in hidden else ()
     scale = metres_per_pixel(view, c.ground) if from_above else None
     ours: list[Item] = [*shown, *([c.predicted_cameras.painted(PREDICTED)] if c.predicted_cameras else [])]
     theirs: list[Item] = [*shown, *([c.true_cameras.painted(TRUE)] if c.true_cameras else [])]
@@ -113,15 +125,20 @@ def draw_comparison(
             ),
         ],
     ]
-    return sheet(title, rows, _marks(c, circles=not through_camera), (HEIGHT_BAR, ERROR_BAR))
+    return sheet(
+        title,
+        rows,
+        _marks(c, "the main agent's LiDAR" if comparison.true_cameras else "the origin", circles),
+        (HEIGHT_BAR, ERROR_BAR),
+    )
 
 
-def _marks(c: Comparison, circles: bool) -> tuple[Mark, ...]:
+def _marks(c: Comparison, middle: str, circles: bool) -> tuple[Mark, ...]:
     marks = [
         Mark("prediction only", PREDICTED),
         Mark("ground truth only", TRUE),
         Mark("both"),
-        *([Mark("distance from the main agent's LiDAR", RING_TEXT, RING_SIGN)] if circles else []),
+        *([Mark(f"distance from {middle}", RING_TEXT, RING_SIGN)] if circles else []),
     ]
     for name, distances in (("predicted points to the truth", c.to_truth), ("true points to the prediction", c.to_prediction)):
         if len(distances) and np.isfinite(distances).all():

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mapanything.geometry.camera import project
 from mapanything.geometry.rigid import invert, transform
 from mapanything.visualization.render import View
-from mapanything.visualization.scenes import Axes, Boxes, Scene
+from mapanything.visualization.scenes import Scene
 
 DPI = 100
 BACKGROUND = (16 / 255, 21 / 255, 28 / 255)
@@ -106,16 +106,12 @@ class Name:
 
 def names_of(scene: Scene) -> list[Name]:
     """The agents' names, then the vehicles' numbers."""
-    return [*agent_names(scene.axes), *box_names(scene.boxes, {axes.label for axes in scene.axes})]
-
-
-def agent_names(axes: Sequence[Axes]) -> list[Name]:
-    return [Name(item.world_from_axes[:3, 3] - [0, 4.0, 0], f"agent {item.label}", item.color, True, True) for item in axes]
-
-
-def box_names(boxes: Boxes, without: Iterable[str] = ()) -> list[Name]:
+    agents = [
+        Name(axes.world_from_axes[:3, 3] - [0, 4.0, 0], f"agent {axes.label}", axes.color, True, True) for axes in scene.axes
+    ]
+    boxes, labels = scene.boxes, {axes.label for axes in scene.axes}
     tops = boxes.world_from_box[:, :3, 3] - [0, 1, 0] * (boxes.half_size + 0.7)
-    return [Name(*row) for row in zip(tops, boxes.labels, boxes.colors, strict=True) if row[1] not in without]
+    return agents + [Name(*row) for row in zip(tops, boxes.labels, boxes.colors, strict=True) if row[1] not in labels]
 
 
 def write_names(panel: Any, view: View, names: Iterable[Name]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mapanything.visualization.figures import LIGHT, Name, agent_names, box_names
+from mapanything.visualization.figures import LIGHT, Name, names_of
 from mapanything.visualization.render import render
 from mapanything.visualization.scenes import (
     BOX_COLOR,
@@ -20,6 +20,7 @@ from mapanything.visualization.scenes import (
     Rings,
     Scene,
     agent_color,
+    no_cameras,
 )
 from mapanything.visualization.sheets import RING_SIGN, RING_TEXT, Bar, Mark, Panel, ring_names, sheet
 from mapanything.visualization.views import STYLE, camera_view, for_many_points, metres_per_pixel, named_view
@@ -93,7 +94,6 @@ def scene_picture(scene: Scene, max_range: float, title: str, *, by_agent: bool 
         "paths": [*scene.paths],
         "rings": [rings],
     }
-    others = {axes.label for axes in scene.axes}
     return Picture(
         title,
         layers,
@@ -101,7 +101,7 @@ def scene_picture(scene: Scene, max_range: float, title: str, *, by_agent: bool 
         scene.main.key.agent,
         scene.ground,
         max_range,
-        names=(*agent_names(scene.axes), *box_names(scene.boxes, others)),
+        names=tuple(names_of(scene)),
         marks=scene_marks(scene),
         bars=() if by_agent else (HEIGHT_BAR,),
     )
@@ -125,12 +125,10 @@ def scene_marks(scene: Scene) -> tuple[Mark, ...]:
 def cloud_picture(clouds: Sequence[Cloud], max_range: float, ground: float, title: str) -> Picture:
     """Clouds alone, of files that nothing else is known of."""
     rings = rings_of(max_range, ground)
-    none = np.zeros((0, 4, 4))
-    cameras = Cameras(none, none[:, :3, :3], np.zeros((0, 2), np.int64), (), np.zeros((0, 3), np.uint8))
     return Picture(
         title,
         {"cloud": [*clouds], "rings": [rings]},
-        cameras,
+        no_cameras(),
         "",
         ground,
         max_range,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from mapanything.visualization.figures import (
     write_names,
 )
 from mapanything.visualization.render import View
-from mapanything.visualization.scenes import BOX_COLOR, CAMERA_NAMES, HEIGHT_RANGE, Scene, agent_color
+from mapanything.visualization.scenes import BOX_COLOR, CAMERA_NAMES, HEIGHT_RANGE, Axes, Scene, agent_color
 
 POSE_SIZE = (1920, 1080)
 LEFT, RIGHT, TOP = 85, 1080, 58  # pixels: where the pose sheet's two columns begin, and both
@@ -30,8 +30,12 @@ BIRDS_EYE = 955  # pixels, the side of the view from above
 LEGEND_LINE, SCALE_HEIGHT = 27, 110
 
 
-def draw_birds_eye(axes: Any, scene: Scene, max_range: float, point_size: float = 1.0) -> None:
-    """The scene from above: the main agent looks up the picture, its right is the picture's right. Metres."""
+def draw_birds_eye(axes: Any, scene: Scene, max_range: float, point_size: float = 1.0, hidden: Collection[str] = ()) -> None:
+    """The scene from above: the main agent looks up the picture, its right is the picture's right. Metres.
+
+    Args:
+        hidden: `axes` (the agents' arrows) or `names` are left out; what else may be hidden is left out of the scene.
+    """
     from matplotlib.collections import LineCollection, PolyCollection
 
     axes.set(xlim=(-max_range, max_range), ylim=(-max_range, max_range), aspect="equal")
@@ -45,6 +49,8 @@ def draw_birds_eye(axes: Any, scene: Scene, max_range: float, point_size: float 
         marker="s", rasterized=True, zorder=1,
     )  # fmt: skip
 
+    digit = np.array([4.2, 6.0]) * 2 * max_range / BIRDS_EYE  # half a camera's number, metres
+    digits = []
     frusta = scene.cameras.frusta()  # (C, 5, 3): centre and four corners
     for points, color, label in zip(frusta, scene.cameras.colors, scene.cameras.labels, strict=True):
         middle = (points[[1, 2]] + points[[4, 3]]) / 2  # the ends of the image's horizontal middle line
@@ -52,6 +58,7 @@ def draw_birds_eye(axes: Any, scene: Scene, max_range: float, point_size: float 
         axes.add_collection(PolyCollection([triangle], facecolor=(*rgb(color), 0.35), edgecolor=rgb(color), zorder=5))
         text = 1.45 * (triangle[1:].mean(axis=0) - triangle[0]) + triangle[0]
         write(axes, text, label[-1], BOX_COLOR, 8, zorder=8)
+        digits.append(np.stack([text - digit, text + digit]))
 
     for path in scene.paths:
         axes.plot(path.points[:, 0], path.points[:, 2], color=rgb(path.color), linewidth=2.0, alpha=0.8, zorder=4)
@@ -62,7 +69,13 @@ def draw_birds_eye(axes: Any, scene: Scene, max_range: float, point_size: float 
     axes.add_collection(PolyCollection(corners, facecolors="none", edgecolors=edges, linewidths=1.6, zorder=6))
     ticks = boxes.headings()[:, :, [0, 2]]
     axes.add_collection(LineCollection(ticks, colors=edges, linewidths=1.6, zorder=6))
-    _name_from_above(axes, scene, corners, max_range)
+    if "axes" not in hidden:
+        for item in scene.axes:
+            origin, forward = _on_the_plane(item)
+            axes.annotate("", origin + _arrow_length(max_range) * forward, origin, zorder=9,
+                          arrowprops={"arrowstyle": "-|>", "color": rgb(item.color), "linewidth": 2.2})  # fmt: skip
+    if "names" not in hidden:
+        _name_from_above(axes, scene, corners, digits, max_range)
     axes.set_ylabel("back   ←   metres   →   forward", color=LIGHT, fontsize=12)
     axes.set_xlabel("left   ←   metres   →   right", color=LIGHT, fontsize=12)
     step = next(s for s in (5, 10, 20, 50, 100, 200, 500, 1000, np.inf) if max_range / s <= 8)
@@ -73,16 +86,30 @@ def draw_birds_eye(axes: Any, scene: Scene, max_range: float, point_size: float 
         axes.set_yticks(ticks, names)
 
 
-def _name_from_above(axes: Any, scene: Scene, corners: NDArray[np.floating], max_range: float) -> None:
-    """Agents' arrows and names, and the vehicles' numbers where there is room. `corners`: (B, 4, 2) in the plane."""
+def _on_the_plane(item: Axes) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Where an agent is and where it looks, (2,) each: right and forward of the main agent."""
+    return item.world_from_axes[[0, 2], 3], item.world_from_axes[[0, 2], 2]
+
+
+def _arrow_length(max_range: float) -> float:
+    return max_range / 8
+
+
+def _name_from_above(
+    axes: Any, scene: Scene, corners: NDArray[np.floating], digits: Sequence[NDArray[np.floating]], max_range: float
+) -> None:
+    """Agents' names, and the vehicles' numbers where there is room.
+
+    Args:
+        corners: (B, 4, 2) of the boxes in the plane.
+        digits: (2, 2) each, lower and upper ends of what the cameras' numbers cover.
+    """
     pixel, boxes = 2 * max_range / BIRDS_EYE, scene.boxes  # metres
     low, high = corners.min(axis=1), corners.max(axis=1)
-    places = Places(np.stack([low, high], axis=1), [-max_range] * 2, [max_range] * 2)
-    length = max_range / 8
+    places = Places([*np.stack([low, high], axis=1), *digits], [-max_range] * 2, [max_range] * 2)
+    length = _arrow_length(max_range)
     for role, item in enumerate(scene.axes):
-        origin, forward = item.world_from_axes[[0, 2], 3], item.world_from_axes[[0, 2], 2]
-        axes.annotate("", origin + length * forward, origin, zorder=9,
-                      arrowprops={"arrowstyle": "-|>", "color": rgb(item.color), "linewidth": 2.2})  # fmt: skip
+        origin, forward = _on_the_plane(item)
         name = f"{item.label}{' (main)' if role == 0 else ''}"
         half = np.array([6.0 * len(name), 10.0]) * pixel
         side = np.array([length * 0.6 + half[0], 0.0])
@@ -104,19 +131,27 @@ def _name_from_above(axes: Any, scene: Scene, corners: NDArray[np.floating], max
 
 
 def pose_sheet(
-    scene: Scene, max_range: float, image: NDArray[np.uint8] | None, view: View | None, point_size: float = 1.0
+    scene: Scene,
+    max_range: float,
+    image: NDArray[np.uint8] | None,
+    view: View | None,
+    point_size: float = 1.0,
+    hidden: Collection[str] = (),
 ) -> bytes:
-    """The pose picture as PNG bytes of POSE_SIZE pixels: from above, `image` of `view`, and what the colours mean."""
+    """The pose picture as PNG bytes of POSE_SIZE pixels: from above, `image` of `view`, and what the colours mean.
+
+    `hidden`: as `draw_birds_eye`.
+    """
     figure, key = new_figure(*POSE_SIZE), scene.main.key
     title = f"{key.split} / {key.scenario} / frame {key.frame}"
     figure.text(0.012, 0.972, title, color=LIGHT, fontsize=19, va="center")
-    draw_birds_eye(axes_at(figure, LEFT, TOP, BIRDS_EYE, BIRDS_EYE), scene, max_range, point_size)
+    draw_birds_eye(axes_at(figure, LEFT, TOP, BIRDS_EYE, BIRDS_EYE), scene, max_range, point_size, hidden)
     top = TOP
     if image is not None and view is not None:
         panel = axes_at(figure, RIGHT, top, image.shape[1], image.shape[0])
         panel.imshow(image, interpolation="none", aspect="auto")
         panel.set(xticks=[], yticks=[])
-        write_names(panel, view, names_of(scene))
+        write_names(panel, view, () if "names" in hidden else names_of(scene))
         top += image.shape[0] + 22
     _legend(figure, scene, RIGHT, top)
     return png_bytes(figure)

@@ -25,6 +25,7 @@ Float = NDArray[np.float64]
 Colors = NDArray[np.uint8]
 Lines = tuple[Float, NDArray[np.int64], Colors]
 
+LIDAR_HEIGHT = 1.9  # metres above the road, of OPV2V's rig: the best there is where nothing says it
 CAMERA_NAMES = ("front", "right rear", "left rear", "back")
 # By role: the main agent, then the others in order. None of them is a colour of the height scale's dark blue end.
 AGENT_COLORS: Colors = np.array(
@@ -180,7 +181,7 @@ class Rings:
     """Circles on the road around the main agent's LiDAR, for the eye to measure by; `ground` as `ground_height` gives it."""
 
     radii: tuple[float, ...]
-    ground: float = 1.9
+    ground: float = LIDAR_HEIGHT
     color: Colors = field(default_factory=lambda: RING_COLOR)
 
     def lines(self) -> Lines:
@@ -280,19 +281,24 @@ def build_scene(agents: Sequence[AgentFrame], *, max_range: float = np.inf, came
         if agent.has_cloud:
             matrix = (lidar_from_world @ agent.frame.world_from_lidar).astype(np.float32)
             points = transform(matrix, agent.lidar_points())
-            points = points[(np.abs(points[:, [0, 2]]) <= max_range).all(axis=1)]
+            points = points[in_range(points, max_range)]
         clouds.append(Cloud(points, height_colors(points, ground), agent.key.agent))
     boxes = vehicle_boxes(agents)
     return Scene(
         agents=tuple(agents),
         clouds=tuple(clouds),
-        boxes=boxes.select((np.abs(boxes.world_from_box[:, [0, 2], 3]) <= max_range).all(axis=1)),
+        boxes=boxes.select(in_range(boxes.world_from_box[:, :3, 3], max_range)),
         cameras=cameras_of(agents, camera_length),
         axes=tuple(
             Axes(lidar_from_world @ agent.world_from_vehicle, agent.key.agent, agent_color(role))
             for role, agent in enumerate(agents)
         ),
     )
+
+
+def in_range(points: NDArray[np.floating], max_range: float) -> NDArray[np.bool_]:
+    """(N,) which of the points (N, 3) lie within `max_range` metres to the right, left, ahead and behind."""
+    return (np.abs(points[:, [0, 2]]) <= max_range).all(axis=1)
 
 
 def vehicle_boxes(agents: Sequence[AgentFrame]) -> Boxes:
@@ -333,6 +339,12 @@ def cameras_of(agents: Sequence[AgentFrame], length: float = 2.0) -> Cameras:
     )
 
 
+def no_cameras() -> Cameras:
+    """Where nothing is known of any."""
+    none = np.zeros((0, 4, 4))
+    return Cameras(none, none[:, :3, :3], np.zeros((0, 2), np.int64), (), np.zeros((0, 3), np.uint8))
+
+
 def world_from_vehicle(frame: Frame) -> Float:
     """(4, 4): the vehicle's own pose (on the road), or its LiDAR's where the file has none."""
     return frame.world_from_lidar if frame.world_from_ego is None else frame.world_from_ego
@@ -341,7 +353,7 @@ def world_from_vehicle(frame: Frame) -> Float:
 def ground_height(frame: Frame) -> float:
     """y (down, metres) of the road below this agent, in its LiDAR frame: CARLA puts a vehicle's origin on the road."""
     if frame.world_from_ego is None:
-        return 1.9  # the rig's LiDAR height, for road-side units the best there is
+        return LIDAR_HEIGHT
     return float((invert(frame.world_from_lidar) @ frame.world_from_ego)[1, 3])
 
 

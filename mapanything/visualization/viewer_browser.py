@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from mapanything.geometry.rigid import matrix_from_quat, quat_from_matrix
 from mapanything.visualization.figures import BACKGROUND
 from mapanything.visualization.render import NEAR, View
-from mapanything.visualization.scenes import Cloud, Colors
+from mapanything.visualization.scenes import LIDAR_HEIGHT, Cloud, Colors
 from mapanything.visualization.viewer_frames import ViewerFrame
 from mapanything.visualization.viewer_layers import Layer, Look, chunk_end, near_boxes, tiles
 
 LINE_WIDTH, PICTURE_LINE_WIDTH = 2.0, 3.0  # pixels
 ORBIT = 12.0  # metres
-ROAD = 1.9  # metres below the main agent's LiDAR, more or less
 LOOKS_DOWN = 0.2  # sine
 JPEG_QUALITY = 80
 BACKDROP = 400.0  # metres
@@ -240,7 +239,7 @@ def look_from(client: Any, view: View, up: tuple[float, float, float] = UP) -> N
 def orbit_centre(view: View) -> NDArray[np.float64]:
     """(3,) what dragging turns a view around: the road in its middle, or a point in front of who does not look down."""
     eye, forward = view.world_from_camera[:3, 3], view.world_from_camera[:3, 2]
-    distance = (ROAD - eye[1]) / forward[1] if forward[1] > LOOKS_DOWN else ORBIT
+    distance = (LIDAR_HEIGHT - eye[1]) / forward[1] if forward[1] > LOOKS_DOWN else ORBIT
     return eye + max(distance, ORBIT) * forward
 
 

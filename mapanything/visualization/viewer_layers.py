@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mapanything.visualization.paths import trajectories
-from mapanything.visualization.scenes import Boxes, Cloud, Float, Item, agent_color, height_colors
+from mapanything.visualization.scenes import Boxes, Cloud, Float, Item, agent_color, height_colors, in_range
 from mapanything.visualization.viewer_frames import ViewerFrame
 
 TILE = 64.0  # metres
@@ -115,7 +115,7 @@ def near(cloud: Cloud, max_range: float, max_points: int) -> Cloud:
     """The first points within a square of `max_range` around the main agent's LiDAR."""
     points, colors = cloud.points, cloud.colors
     if max_range < ALL_RANGE:
-        inside = (np.abs(points[:, [0, 2]]) <= max_range).all(axis=1)
+        inside = in_range(points, max_range)
         points, colors = points[inside], colors[inside]
     return Cloud(points[:max_points], colors[:max_points], cloud.label)
 
@@ -123,7 +123,7 @@ def near(cloud: Cloud, max_range: float, max_points: int) -> Cloud:
 def near_boxes(boxes: Boxes, max_range: float) -> Boxes:
     if max_range >= ALL_RANGE:
         return boxes
-    return boxes.select((np.abs(boxes.world_from_box[:, [0, 2], 3]) <= max_range).all(axis=1))
+    return boxes.select(in_range(boxes.world_from_box[:, :3, 3], max_range))
 
 
 class Tile(NamedTuple):

@@ -50,7 +50,7 @@ def find_camera(cameras: Cameras, agent: str, camera: int) -> int:
     """
     label = f"{agent} camera{camera}"
     if label not in cameras.labels:
-        raise InputError(f"no '{label}' in this scene; it has {', '.join(cameras.labels) or 'no cameras'}")
+        raise InputError(f"no '{label.strip()}' in this scene; it has {', '.join(cameras.labels) or 'no cameras'}")
     return cameras.labels.index(label)
 
 

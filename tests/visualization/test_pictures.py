@@ -14,7 +14,7 @@ from mapanything.opv2v.layout import scan
 from mapanything.visualization.comparison import compare, draw_comparison
 from mapanything.visualization.curves import draw_run
 from mapanything.visualization.depth_pictures import DepthView, draw_depths, is_dense, paint
-from mapanything.visualization.figures import figure_image, png_bytes
+from mapanything.visualization.figures import axes_at, figure_image, new_figure, png_bytes
 from mapanything.visualization.overlay import depth_colors
 from mapanything.visualization.paths import read_positions, trajectories
 from mapanything.visualization.pictures import (
@@ -29,7 +29,9 @@ from mapanything.visualization.pictures import (
     rings_of,
     scene_picture,
 )
+from mapanything.visualization.plots import BIRDS_EYE, LEFT, POSE_SIZE, TOP, draw_birds_eye
 from mapanything.visualization.scenes import (
+    Boxes,
     Cloud,
     Rings,
     Trajectory,
@@ -163,6 +165,21 @@ def test_dense_depth_is_shown_pixel_for_pixel_and_unknown_is_black():
     depth[:3] = 0
     painted = paint(depth, depth > 0, np.zeros((30, 50, 3), np.uint8), depth_colors, 50, dense=True)
     assert (painted[:3] == 0).all() and (painted[3:].reshape(-1, 3) == depth_colors(depth[3:].ravel())).all()
+
+
+def test_from_above_no_vehicles_number_covers_a_cameras(generated_root: Path):
+    folder = next(iter(scan(generated_root)))
+    scene = build_scene(read_timestamp([folder], folder.agent, next(iter(folder.frames))))
+    places = np.tile(np.eye(4), (12, 1, 1))
+    places[:, [0, 2], 3] = [(x, z) for x in (-7, 7) for z in range(-9, 9, 3)]  # left and right of the main agent
+    boxes = Boxes(places, np.full((12, 3), 1.0), tuple(str(700 + i) for i in range(12)), np.full((12, 3), 255, np.uint8))
+    figure = new_figure(*POSE_SIZE)
+    draw_birds_eye(axes_at(figure, LEFT, TOP, BIRDS_EYE, BIRDS_EYE), replace(scene, boxes=boxes), 60.0)
+    figure_image(figure)
+    texts = [text for axes in figure.axes for text in axes.texts]
+    digits, numbers = ([text.get_window_extent() for text in texts if text.get_fontsize() == size] for size in (8, 9))
+    assert len(digits) == 4 and len(numbers) > 6
+    assert not any(digit.overlaps(number) for digit in digits for number in numbers)
 
 
 def test_a_dense_map_is_one_however_little_of_it_is_known():

@@ -17,11 +17,13 @@ from prediction_files import write_prediction
 from mapanything.errors import InputError
 from mapanything.inference.clouds import encode_ply
 from mapanything.inference.select import find_scenes
-from mapanything.opv2v.layout import FrameKey, scan
-from mapanything.tools import viz, viz_newest, viz_scenes
-from mapanything.visualization.pictures import PREDICTED
+from mapanything.opv2v.layout import FrameKey, scan, scan_agent
+from mapanything.tools import viz, viz_newest, viz_predictions, viz_scenes
+from mapanything.tools.viz_predictions import add_prediction
+from mapanything.visualization.pictures import PREDICTED, scene_picture
 from mapanything.visualization.plots import POSE_SIZE, image_sheet, image_sheet_size
-from mapanything.visualization.scenes import Cameras
+from mapanything.visualization.predictions import read_prediction
+from mapanything.visualization.scenes import BOX_COLOR, Cameras, build_scene, read_timestamp
 
 
 def keys(root: Path) -> list[FrameKey]:
@@ -62,15 +64,17 @@ def test_defaults_take_the_first_frame_and_a_dated_place(
 
 
 @pytest.mark.parametrize(
-    "options", [["--max_range", "15"], ["--camera_size", "5"], ["--point-size", "3"], ["--single"], ["--no_3d"]]
-)
+    "options",
+    [["--max_range", "15"], ["--camera_size", "5"], ["--point-size", "3"], ["--single"], ["--no_3d"],
+     *(["--hide", layer] for layer in ("cloud", "boxes", "cameras", "axes", "paths", "names"))],
+)  # fmt: skip
 def test_options_of_pose_change_the_picture(options: list[str], sample_root: Path, tmp_path: Path):
     images = []
     for i, extra in enumerate(([], options)):
         path = tmp_path / f"{i}.png"
         viz.main(["pose", "--root", str(sample_root), "--output", str(path), *extra])
         images.append(np.asarray(Image.open(path)))
-    assert (images[0] != images[1]).any(axis=2).sum() > 500
+    assert (images[0] != images[1]).any(axis=2).sum() > 300
 
 
 def test_the_sheet_shows_its_images_pixel_for_pixel():
@@ -167,6 +171,49 @@ def test_compare_prediction_and_files(sample_root: Path, prediction: Path, tmp_p
     assert (files == PREDICTED).all(-1).sum() < (pictures[0] == PREDICTED).all(-1).sum()  # nothing but the legend
 
 
+@pytest.mark.parametrize("options", [["--camera_size", "4"], *(["--hide", name] for name in ("cameras", "rings", "names"))])
+def test_options_of_compare_change_the_picture(options: list[str], sample_root: Path, prediction: Path, tmp_path: Path):
+    data = ("compare", "--root", sample_root, "--prediction", prediction)
+    assert (draw(tmp_path / "a.png", *data) != draw(tmp_path / "b.png", *data, *options)).any(axis=2).sum() > 100
+
+
+def test_circles_of_files_are_around_the_origin_and_those_of_a_frame_around_its_lidar(
+    sample_root: Path, prediction: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    figures = []
+    monkeypatch.setattr(viz_predictions, "save", lambda args, name, data: 0)
+    monkeypatch.setattr(viz_predictions.figures, "png_bytes", figures.append)
+    true = str(sample_root / f"{keys(sample_root)[0]}.pcd")
+    viz.main(["compare", "--pred_pcd", true, "--gt_pcd", true])
+    viz.main(["compare", "--root", str(sample_root), "--prediction", str(prediction)])
+    words = [" ".join(text.get_text() for text in figure.texts) for figure in figures]
+    assert "distance from the origin" in words[0] and "distance from the main agent's LiDAR" in words[1]
+
+
+def test_over_a_prediction_agents_do_not_have_the_colours_of_predicted_and_true(sample_root: Path, prediction: Path):
+    predicted = read_prediction(prediction)
+    agents = read_timestamp([scan_agent(sample_root, predicted.split, predicted.scenario, name) for name in predicted.agents],
+                            predicted.agent, predicted.frame)  # fmt: skip
+    picture = add_prediction(scene_picture(build_scene(agents), 60.0, "t"), predicted)
+    assert {tuple(name.color) for name in picture.names} == {tuple(BOX_COLOR)}
+    assert all((boxes.colors == BOX_COLOR).all() for boxes in picture.layers["boxes"])
+
+
+def test_clouds_that_are_not_to_be_seen_are_said(tmp_path: Path, capsys: pytest.CaptureFixture):
+    points = np.random.default_rng(0).uniform(-5, 5, (100, 3)).astype(np.float32)
+    for name, cloud in {"near": points, "far": points + np.float32([0, 0, 300]), "nan": points * np.nan}.items():
+        (tmp_path / f"{name}.ply").write_bytes(encode_ply(cloud, np.full(cloud.shape, 200, np.uint8)))
+    said = {}
+    for name, *options in (("near",), ("far",), ("far", "--view", "fit"), ("nan", "--view", "fit")):
+        draw(tmp_path / "a.png", "cloud", tmp_path / f"{name}.ply", "--axes", "opencv", *options)
+        said[name, *options] = capsys.readouterr().err
+    assert said["near",] == said["far", "--view", "fit"] == ""
+    assert "0 of 100 points are in range; give --max-range 305 or --view fit" in said["far",]
+    assert "nan.ply: has no points" in said["nan", "--view", "fit"]
+    with pytest.raises(InputError, match=r"^no 'camera0' in this scene; it has no cameras"):
+        viz.main(["cloud", str(tmp_path / "near.ply"), "--view", "camera0"])
+
+
 def test_compare_says_what_is_missing(sample_root: Path, prediction: Path, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     empty = tmp_path / "empty.ply"
@@ -231,6 +278,38 @@ def test_frames_of_a_sequence(sample_root: Path, tmp_path: Path):
     assert [path.stem for path in (tmp_path / "out").iterdir()] == [first.frame]
     with pytest.raises(InputError, match="no frame '1-5'; it has 2, from"):
         viz.main(["sequence", *out, "--frame", "1-5"])
+
+
+def test_a_sequence_of_a_prediction_has_the_frames_that_it_has(sample_root: Path, tmp_path: Path):
+    scenes = [scene for scene in find_scenes(sample_root, mode="single") if scene.split == "validate"]
+    for scene in scenes[1:]:
+        write_prediction(sample_root, tmp_path / "predicted", scene)
+    out = ["--root", str(sample_root), "--prediction", str(tmp_path / "predicted"), "--jobs", "1", "--width", "100"]
+    viz.main(["sequence", "cloud", *out, "--output", str(tmp_path / "out")])
+    main = scenes[1].main_agent
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {s.frame for s in scenes[1:] if s.main_agent == main}
+    with pytest.raises(InputError, match=f"predicted: no frame '{scenes[0].frame}'; it has "):
+        viz.main(["sequence", *out, "--frame", scenes[0].frame])
+
+
+def test_a_sequence_has_no_window(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit):
+        viz.main(["sequence", "--window"])
+    assert "unrecognized arguments: --window" in capsys.readouterr().err
+
+
+def test_alone_it_draws_a_prediction_of_other_data_than_the_linked_ones(
+    sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    scene = find_scenes(sample_root, mode="single")[0]
+    write_prediction(sample_root, tmp_path / "experiments" / "infer", scene)
+    shutil.rmtree(sample_root / scene.split)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "opv2v_images").symlink_to(sample_root.resolve())
+    monkeypatch.chdir(tmp_path)
+    viz.main([])
+    assert "newest prediction" in (line := capsys.readouterr().out)
+    assert Path(line.split(": ")[1].strip()).name.startswith(f"cloud_{scene.split}_")
 
 
 def test_alone_it_draws_what_is_newest(

@@ -15,11 +15,12 @@ from mapanything.visualization.pictures import PREDICTED, TRUE
 
 WIDTH, TOP, PANEL_HEIGHT, COLUMNS = 1600, 60, 300, 3
 KINDS = {"train": PREDICTED, "validate": TRUE}
-MOST_PANELS = 9
+MOST_PANELS = 12  # the loss and its terms are 11
+NO_LOSSES = ("seconds", "_usable")  # endings of what is said of train and validate beside them
 
 
 def draw_run(name: str, entries: Sequence[Mapping[str, Any]], picture: NDArray[np.uint8] | None = None) -> bytes:
-    """PNG bytes: a panel per quantity that training or validation reports, the loss first, and the picture below.
+    """PNG bytes: a panel for the loss and each of its terms, as training and validation report them, and the picture below.
 
     Args:
         entries: of log.txt, one per epoch, with `train_...` and `validate_...` among their keys.
@@ -49,8 +50,9 @@ def draw_run(name: str, entries: Sequence[Mapping[str, Any]], picture: NDArray[n
 
 
 def _quantities(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names without `train_` and `validate_`: the loss, then the others by name."""
+    """Names without `train_` and `validate_`: the loss, then its terms by name."""
     keys = {key for entry in entries for key, value in entry.items() if isinstance(value, (int, float))}
+    keys = {key for key in keys if not key.endswith(NO_LOSSES)}
     names = {key.removeprefix(f"{kind}_") for kind in KINDS for key in keys if key.startswith(f"{kind}_")}
     return sorted(names, key=lambda name: (name != "loss", name))
 
@@ -68,15 +70,24 @@ def _draw_curve(figure: Any, place: int, quantity: str, entries: Sequence[Mappin
     axes.grid(color=GRID, linewidth=0.6)
     for spine in axes.spines.values():
         spine.set_color(GRID)
-    positive: list[float] = []
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    values: list[float] = []
+    epochs: list[float] = []
     for kind, color in KINDS.items():
         points = [(entry.get("epoch", i), entry.get(f"{kind}_{quantity}")) for i, entry in enumerate(entries)]
         points = [(x, y) for x, y in points if isinstance(y, (int, float)) and math.isfinite(y)]
         if points:
             axes.plot(*zip(*points), color=tuple((color / 255).tolist()), marker="o", markersize=4, linewidth=1.8)
-            positive += [y for _, y in points]
-    if positive and min(positive) > 0 and max(positive) > 10 * min(positive):
+            values += [y for _, y in points]
+            epochs += [x for x, _ in points]
+    if values and min(values) > 0 and max(values) > 10 * min(values):
         axes.set_yscale("log")
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axes.yaxis.set(
+            major_locator=LogLocator(subs=(1, 2, 5), numticks=9),
+            minor_locator=NullLocator(),
+            major_formatter=FuncFormatter(lambda value, _: f"{value:g}"),
+        )
+    if epochs:
+        axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))

@@ -11,10 +11,11 @@ import pytest
 from mapanything.geometry.camera import project
 from mapanything.geometry.rigid import invert, transform
 from mapanything.opv2v.layout import scan
+from mapanything.visualization import curves
 from mapanything.visualization.comparison import compare, draw_comparison
 from mapanything.visualization.curves import draw_run
 from mapanything.visualization.depth_pictures import DepthView, draw_depths, is_dense, paint
-from mapanything.visualization.figures import axes_at, figure_image, new_figure, png_bytes
+from mapanything.visualization.figures import LIGHT, axes_at, figure_image, new_figure, png_bytes
 from mapanything.visualization.overlay import depth_colors
 from mapanything.visualization.paths import read_positions, trajectories
 from mapanything.visualization.pictures import (
@@ -218,6 +219,25 @@ def test_run_curves_take_what_the_log_holds():
     ]
     for log, picture in ((entries, None), ([], None), (entries, np.zeros((40, 80, 3), np.uint8))):
         assert draw_run("name", log, picture).startswith(b"\x89PNG")
+
+
+def test_run_curves_are_of_all_losses_and_nothing_else_with_legible_numbers(monkeypatch: pytest.MonkeyPatch):
+    terms = ["loss", *(f"term{i:02}" for i in range(10))]
+    entries = [{"epoch": e, "validate_seconds": 1.0, "train_normal_usable": 0.9, "seconds": 3.0} for e in range(1, 4)]
+    for entry in entries:
+        entry |= {f"{kind}_{term}": 30.0 ** -entry["epoch"] for term in terms for kind in ("train", "validate")}
+    figures = []
+    monkeypatch.setattr(curves, "png_bytes", figures.append)
+    for log in (entries, entries[:1]):
+        draw_run("name", log)
+        figure_image(figures[-1])
+        assert [axes.get_title() for axes in figures[-1].axes] == terms
+        for axes in figures[-1].axes:
+            ticks = [*axes.get_yticklabels(which="both"), *axes.get_xticklabels(which="both")]
+            assert {tick.get_color() for tick in ticks if tick.get_text()} == {LIGHT}
+            low, high = axes.get_xlim()
+            shown = [tick.get_text() for tick in axes.get_xticklabels() if low <= tick.get_position()[0] <= high]
+            assert shown == [str(entry["epoch"]) for entry in log]
 
 
 def test_names_are_where_their_points_are(picture: Picture):

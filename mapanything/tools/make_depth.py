@@ -89,7 +89,7 @@ def _check_space(work: Work, frames: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
-            f"{folder}: {frames} frames need about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+            f"{folder}: the maps of {frames} agent-frames need about {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free; "
             "free some, narrow with --split, or take --format png"
         )
 

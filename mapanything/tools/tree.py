@@ -69,11 +69,15 @@ def agent_line(folder: AgentFolder, depth_maps: int | None) -> str:
     frames = list(folder.frames)
     if not frames:
         return f"{folder.agent:>6}  no frames"
-    text = f"{folder.agent:>6}  {len(frames)} frames {frames[0]}..{frames[-1]}{steps(frames)}"
+    text = f"{folder.agent:>6}  {counted(len(frames), 'frame')} {frames[0]}..{frames[-1]}{steps(frames)}"
     text += missing_kinds(folder.frames.values())
     if depth_maps is not None:
-        text += f", {depth_maps} depth maps"
+        text += f", {counted(depth_maps, 'depth map')}"
     return text
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def steps(frames: list[str]) -> str:
@@ -82,7 +86,7 @@ def steps(frames: list[str]) -> str:
     usual = found.most_common(1)[0][0] if found else 2
     text = "" if usual == 2 else f" step {usual}"
     gaps = sum(count for step, count in found.items() if step != usual)
-    return text + (f", {gaps} gap{'s' * (gaps > 1)}" if gaps else "")
+    return text + (f", {counted(gaps, 'gap')}" if gaps else "")
 
 
 def missing_kinds(frames: Iterable[int]) -> str:
@@ -106,8 +110,9 @@ def count_depth(depth_root: Path, folder: AgentFolder) -> int:
 
 
 def total_line(split: str, total: Total) -> str:
-    text = f"  {split}: {len(total.scenarios)} scenarios, {total.agents} vehicles, {total.frames} agent-frames, "
-    return text + f"{total.complete} complete" + (f", {total.depth_maps} depth maps" if total.depth_maps else "")
+    parts = [(len(total.scenarios), "scenario"), (total.agents, "vehicle"), (total.frames, "agent-frame")]
+    text = ", ".join(counted(*part) for part in parts) + f", {total.complete} complete"
+    return f"  {split}: {text}" + (f", {counted(total.depth_maps, 'depth map')}" if total.depth_maps else "")
 
 
 def main() -> int:

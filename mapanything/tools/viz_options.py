@@ -124,7 +124,10 @@ def find_timestamp(args: argparse.Namespace) -> Timestamp:
         if chosen:
             break
     else:
-        raise InputError(f"{args.root}: no frame with a YAML file; `invoke tree` lists what is there")
+        given = {"split": args.split, "scenario": args.scenario, "agent": args.agent, "frame": args.frame}
+        named = ", ".join(f"{kind} {name}" for kind, name in given.items() if name)
+        of = f" of {named}" if named else ""
+        raise InputError(f"{args.root}: no frame{of} with a YAML file; `invoke tree` lists what is there")
     names = [main.agent]
     if not args.single:
         others = sorted(list_folders(args.root / main.split / main.scenario), key=agent_order)

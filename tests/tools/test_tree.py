@@ -34,8 +34,8 @@ def test_scenarios_vehicles_frames_and_totals(tmp_path: Path) -> None:
     shown = show(tmp_path)
     assert "641  3 frames 000069..000073, complete" in shown
     assert "1045  2 frames 000069..000071, missing 2 camera3" in shown
-    assert "train: 1 scenarios, 2 vehicles, 5 agent-frames, 3 complete" in shown
-    assert "validate: 1 scenarios, 1 vehicles, 1 agent-frames, 1 complete" in shown
+    assert "train: 1 scenario, 2 vehicles, 5 agent-frames, 3 complete" in shown
+    assert "validate: 1 scenario, 1 vehicle, 1 agent-frame, 1 complete" in shown
 
 
 def test_gaps_and_unusual_steps_are_named(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_only_what_was_asked_for(tmp_path: Path) -> None:
     add(tmp_path, "641", ["000069", "000071"])
     add(tmp_path, "650", ["000069"])
     shown = show(tmp_path, agents=("641",), frames=("000071",))
-    assert "641  1 frames 000071..000071" in shown
+    assert "641  1 frame 000071..000071" in shown
     assert "650" not in shown
     with pytest.raises(InputError, match="no agent '999'"):
         show(tmp_path, agents=("999",))

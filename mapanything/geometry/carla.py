@@ -93,11 +93,3 @@ def cv_intrinsics(intrinsics: ArrayLike) -> Float:
     k[..., 0, 2] -= 0.5
     k[..., 1, 2] -= 0.5
     return k
-
-
-def ue_intrinsics(intrinsics: ArrayLike) -> Float:
-    """Inverse of `cv_intrinsics`."""
-    k = np.array(intrinsics, dtype=np.float64)
-    k[..., 0, 2] += 0.5
-    k[..., 1, 2] += 0.5
-    return k

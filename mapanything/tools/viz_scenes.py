@@ -187,8 +187,7 @@ def frame_png(timestamp: Timestamp, point_size: int) -> bytes:
     agents = timestamp.agents()
     agent = agents[0]
     points = agent.lidar_points()
-    boxes = vehicle_boxes(agents)
-    boxes = boxes.select(np.array([label != agent.key.agent for label in boxes.labels], dtype=bool))
+    boxes = vehicle_boxes(agents).without(agent.key.agent)
     own = {str(vehicle.id) for vehicle in agent.frame.vehicles}
     known = own | {agent.key.agent for agent in agents}  # agents keep their colour
     unseen = np.array([label not in known for label in boxes.labels], dtype=bool)

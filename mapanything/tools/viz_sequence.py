@@ -9,6 +9,7 @@ import multiprocessing
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,6 +117,8 @@ def _drawn(args: argparse.Namespace, frames: list[str]) -> Iterator[Image3]:
                     yield begun.popleft().result()
             while begun:
                 yield begun.popleft().result()
+        except BrokenProcessPool as error:
+            raise InputError("a process that draws was killed (out of memory?); run again with a smaller --jobs") from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

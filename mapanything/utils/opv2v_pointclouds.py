@@ -70,6 +70,6 @@ def load_agents(root: Path | str, split: str, scenario: str, frame: str, main: s
         InputError: something of it is not there, or broken.
     """
     root = Path(root)
-    find_splits(root, [split])
+    (split,) = find_splits(root, [split])  # Culver City has two names
     folders = [scan_agent(root, split, scenario, agent) for agent in list_folders(root / split / scenario)]
     return read_timestamp(folders, main, frame)

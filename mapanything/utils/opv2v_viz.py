@@ -53,8 +53,7 @@ def draw_lidar_and_boxes(agents: Sequence[AgentFrame], camera: int) -> NDArray[n
     view = next((view for view in agent.frame.cameras if view.index == camera), None)
     if view is None:
         raise InputError(f"{agent.paths.yaml}: has no camera{camera}")
-    boxes = vehicle_boxes(agents)
-    boxes = boxes.select(np.array([label != agent.key.agent for label in boxes.labels], dtype=bool))
+    boxes = vehicle_boxes(agents).without(agent.key.agent)
     image = read_image(agent.paths.image(camera))
     image = draw_points(image, agent.lidar_points(), view.camera_from_lidar, view.cv_intrinsics)
     return draw_boxes(image, boxes, view.camera_from_lidar, view.cv_intrinsics)

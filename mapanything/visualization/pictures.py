@@ -167,10 +167,7 @@ def draw_panel(
 def _seen_from_inside(picture: Picture) -> list[Item]:
     """Without what would stand in the way: the frusta, the box one sits in, circles that end on the horizon."""
     items = picture.items(hidden=("cameras", "axes", "rings"))
-    return [
-        item.select(np.array([label != picture.agent for label in item.labels], bool)) if isinstance(item, Boxes) else item
-        for item in items
-    ]
+    return [item.without(picture.agent) if isinstance(item, Boxes) else item for item in items]
 
 
 VIEW_TITLES = {"top": "from above", "chase": "from behind", "fit": "all of it"}

@@ -97,6 +97,10 @@ class Boxes:
         labels = tuple(self.labels[i] for i in index)
         return Boxes(self.world_from_box[index], self.half_size[index], labels, self.colors[index])
 
+    def without(self, label: str) -> Boxes:
+        """The others: whoever looks out of a vehicle would see its box all around."""
+        return self.select(np.array([other != label for other in self.labels], dtype=bool))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cameras:

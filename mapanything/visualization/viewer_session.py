@@ -96,11 +96,12 @@ class Session:
         self._panel.show_playing(self._playing_fps > 0)
 
     def change(self, **values: Any) -> None:
-        """Changes the look; `show_agent` with a name and a switch changes whose LiDAR is drawn."""
+        """Fields of `Look`."""
         self._look = replace(self._look, **values)
         self._dirty = True
 
     def show_agent(self, agent: str, visible: bool) -> None:
+        """Whether an agent's LiDAR is drawn."""
         self.change(hidden=self._look.hidden - {agent} if visible else self._look.hidden | {agent})
 
     def look_at(self, name: str) -> None:

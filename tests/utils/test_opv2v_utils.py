@@ -52,3 +52,11 @@ def test_agents_scene_and_picture(sample_root: Path, tmp_path: Path):
         opv2v_viz.draw_lidar_and_boxes(agents, camera=7)
     with pytest.raises(InputError, match="777777"):
         opv2v_pointclouds.load_agents(sample_root, folder.split, folder.scenario, "777777", folder.agent)
+
+
+def test_culver_city_is_found_by_either_name(sample_root: Path):
+    folder = next(scan(sample_root))
+    (sample_root / folder.split).rename(sample_root / "test_culver_city")
+    frame = next(iter(folder.frames))
+    agents = opv2v_pointclouds.load_agents(sample_root, "test_culvercity", folder.scenario, frame, folder.agent)
+    assert agents[0].key.split == "test_culver_city"

@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from mapanything.errors import InputError
 from mapanything.inference.clouds import encode_ply
 from mapanything.inference.select import find_scenes
 from mapanything.opv2v.layout import FrameKey, scan, scan_agent
-from mapanything.tools import viz, viz_newest, viz_predictions, viz_scenes
+from mapanything.tools import viz, viz_newest, viz_predictions, viz_scenes, viz_sequence
 from mapanything.tools.viz_predictions import add_prediction
 from mapanything.visualization.pictures import PREDICTED, scene_picture
 from mapanything.visualization.plots import POSE_SIZE, image_sheet, image_sheet_size
@@ -269,6 +271,15 @@ def test_a_sequence_is_the_same_on_two_processes(sample_root: Path, tmp_path: Pa
     assert len(list((tmp_path / "1").iterdir())) == 2
     for path in (tmp_path / "1").iterdir():
         assert path.read_bytes() == (tmp_path / "2" / path.name).read_bytes()
+
+
+def test_a_killed_process_of_a_sequence_is_one_line(sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def submit(*_: object) -> Future:
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(viz_sequence.ProcessPoolExecutor, "submit", submit)
+    with pytest.raises(InputError, match="a process that draws was killed"):
+        viz.main(["sequence", "--root", str(sample_root), "--jobs", "2", "--output", str(tmp_path / "out")])
 
 
 def test_frames_of_a_sequence(sample_root: Path, tmp_path: Path):

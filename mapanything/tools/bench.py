@@ -108,8 +108,7 @@ def bench_train(rounds: int) -> list[dict[str, Any]]:
         mfu = "" if row.mfu is None else f"{row.mfu:.0%}"
         print(f"{row.name:28}{row.shape:24}{row.seconds:9.3f}{row.views_per_s:9.2f}{peak:>9}{mfu:>6}", flush=True)
         rows.append(asdict(row))
-    figures, model = suite.measure(rounds)
-    return rows + print_figures(figures, {"network": model})
+    return rows + print_figures(*suite.measure(rounds))
 
 
 def bench_results(rounds: int) -> list[dict[str, Any]]:

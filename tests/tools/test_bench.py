@@ -98,6 +98,7 @@ def test_train_suite_reports_steps_and_ratios(
     assert [row["name"].split(",")[0] for row in ratios] == ["3 steps", "loss", "checkpoint"]
     assert all(row["suite"] == "train" and row["spread"][0] <= row["spread"][1] for row in ratios)
     assert "view by view, pair by pair" in (out := capsys.readouterr().out) and "mapanything_tiny on cpu" in out
+    assert 0 < float(ratios[0]["waiting for data"].removesuffix("%")) < 100
 
 
 def test_losses_that_differ_are_no_benchmark(small: None, monkeypatch: pytest.MonkeyPatch):

@@ -241,6 +241,8 @@ def _known_depth(args: argparse.Namespace, agent: AgentFrame, camera: int) -> De
     size = (image.shape[1], image.shape[0])
     root = args.depth_root or (DEPTH if DEPTH.is_dir() else None)
     path = None if root is None else DepthLayout(root).path(agent.key, camera)
+    if path is not None and not path.exists() and path.with_suffix(".png").exists():
+        path = path.with_suffix(".png")  # make-depth --format png
     if path is not None and (path.exists() or args.depth_root):
         true = clean_depth(read_depth(path))
         if true.shape != image.shape[:2]:

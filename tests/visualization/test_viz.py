@@ -19,6 +19,7 @@ from prediction_files import write_prediction
 from mapanything.errors import InputError
 from mapanything.inference.clouds import encode_ply
 from mapanything.inference.select import find_scenes
+from mapanything.opv2v.depth import read_depth, write_depth_png
 from mapanything.opv2v.layout import FrameKey, scan, scan_agent
 from mapanything.tools import viz, viz_newest, viz_predictions, viz_scenes, viz_sequence
 from mapanything.tools.viz_predictions import add_prediction
@@ -246,6 +247,11 @@ def test_depth_with_maps_from_the_lidar_and_predicted(
     maps = draw(tmp_path / "b.png", *root, "--depth_root", sample_depth_root)
     predicted = draw(tmp_path / "c.png", *root, "--prediction", prediction)
     assert lidar.shape == maps.shape and (lidar != maps).any() and predicted.shape[0] > lidar.shape[0]
+    for path in list(sample_depth_root.rglob("*_depth.npy")):
+        write_depth_png(path.with_suffix(".png"), read_depth(path))
+        path.unlink()
+    pngs = draw(tmp_path / "d.png", *root, "--depth_root", sample_depth_root)
+    assert (np.abs(pngs.astype(int) - maps) > 8).any(-1).mean() < 0.01
     with pytest.raises(InputError, match=r"camera0_depth\.npy"):
         viz.main(["depth", "--root", str(sample_root), "--depth_root", str(tmp_path)])
 

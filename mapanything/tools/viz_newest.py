@@ -37,8 +37,12 @@ def _found(root: Path) -> Iterator[tuple[float, Path, str]]:
             folders.clear()
 
 
-def draw_newest(args: argparse.Namespace, parse: argparse.ArgumentParser) -> int:
-    """Draws it, and says in one line what it drew."""
+def draw_newest(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Draws it, and says in one line what it drew; `parser` is that of viz, for the command's defaults.
+
+    Raises:
+        InputError: there is nothing to draw, or it is damaged.
+    """
     found = newest()
     if found is not None and found[1] == "run":
         return _draw_run(args, found[0])
@@ -48,12 +52,12 @@ def draw_newest(args: argparse.Namespace, parse: argparse.ArgumentParser) -> int
         key = FrameKey(predicted.split, predicted.scenario, predicted.agent, predicted.frame)
         has_truth = FramePaths(IMAGES, key).yaml.is_file()  # the linked data may be others
         print(f"newest prediction, {folder}: ", end="", flush=True)
-        chosen = parse.parse_args(["compare" if has_truth else "cloud", "--prediction", str(folder)])
+        chosen = parser.parse_args(["compare" if has_truth else "cloud", "--prediction", str(folder)])
         if not has_truth:
             return draw_alone(chosen, "cloud", predicted)
     elif is_folder(IMAGES):
         print(f"first frame of {IMAGES}: ", end="", flush=True)
-        chosen = parse.parse_args(["pose"])
+        chosen = parser.parse_args(["pose"])
     else:
         raise InputError(
             f"nothing to draw: no run or prediction below {EXPERIMENTS} or {OUTPUTS}, and no data at {IMAGES}; "

@@ -21,8 +21,10 @@ from mapanything.visualization.figures import (
     write,
     write_names,
 )
+from mapanything.visualization.pictures import HEIGHT_BAR
 from mapanything.visualization.render import View
-from mapanything.visualization.scenes import BOX_COLOR, CAMERA_NAMES, HEIGHT_RANGE, Axes, Scene, agent_color
+from mapanything.visualization.scenes import BOX_COLOR, CAMERA_NAMES, Axes, Scene, agent_color
+from mapanything.visualization.sheets import draw_bar
 
 POSE_SIZE = (1920, 1080)
 LEFT, RIGHT, TOP = 85, 1080, 58  # pixels: where the pose sheet's two columns begin, and both
@@ -164,16 +166,7 @@ def view_size(num_agents: int) -> tuple[int, int]:
 
 def _legend(figure: Any, scene: Scene, left: int, top: int) -> None:
     """The height scale, and a line per agent."""
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
-    bar = figure.colorbar(
-        ScalarMappable(Normalize(*HEIGHT_RANGE), "turbo"),
-        cax=axes_at(figure, left, top, 815, 16),
-        orientation="horizontal",
-    )
-    bar.outline.set_edgecolor(GRID)
-    bar.set_label("height above the road, metres", color=LIGHT, fontsize=12)
+    draw_bar(figure, HEIGHT_BAR, left, top, 815)
     top += 68
     lines: list[tuple[str, Any]] = []
     for role, (agent, cloud) in enumerate(zip(scene.agents, scene.clouds, strict=True)):

@@ -93,7 +93,7 @@ def sheet(title: str, rows: Sequence[Sequence[Panel]], marks: Sequence[Mark] = (
     top += GAP
     for i, bar in enumerate(bars):
         column, line = i % _bars_per_row(width), i // _bars_per_row(width)
-        _draw_bar(figure, bar, MARGIN + 14 + column * (BAR_SIZE + 60), top + line * BAR_ROW + 6)
+        draw_bar(figure, bar, MARGIN + 14 + column * (BAR_SIZE + 60), top + line * BAR_ROW + 6)
     top += -(-len(bars) // _bars_per_row(width)) * BAR_ROW
     for i, line in enumerate(lines):
         for left, mark in line:
@@ -156,7 +156,8 @@ def _draw_scale(axes: Any, width: int, height: int, metres_per_pixel: float) -> 
               path_effects=outline)  # fmt: skip
 
 
-def _draw_bar(figure: Any, bar: Bar, left: int, top: int) -> None:
+def draw_bar(figure: Any, bar: Bar, left: int, top: int, width: int = BAR_SIZE) -> None:
+    """A colour scale of `width` pixels with its numbers and words below it."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, LogNorm, Normalize
@@ -164,9 +165,7 @@ def _draw_bar(figure: Any, bar: Bar, left: int, top: int) -> None:
 
     colors = ListedColormap(colormaps[bar.map](np.linspace(bar.start, 1.0, 256)))
     norm = (LogNorm if bar.log else Normalize)(bar.low, bar.high)
-    drawn = figure.colorbar(
-        ScalarMappable(norm, colors), cax=axes_at(figure, left, top, BAR_SIZE, 16), orientation="horizontal"
-    )
+    drawn = figure.colorbar(ScalarMappable(norm, colors), cax=axes_at(figure, left, top, width, 16), orientation="horizontal")
     if bar.ticks:
         drawn.ax.xaxis.set(
             major_locator=FixedLocator(list(bar.ticks)),

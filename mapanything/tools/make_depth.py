@@ -139,18 +139,20 @@ def main() -> int:
                 problems.append(f"{folder.path}/{name}: has no {lacking}; restore it")
     todo = [key for key in keys if not _done(work, key)]
     _check_space(work, len(todo))
-    written = 0
+    written, frames_made, had = 0, 0, len(keys) - len(todo)
     with tqdm(total=len(todo), desc="make-depth", unit="frame", disable=None) as bar:
         for count, problem in _run(work, todo, args.jobs):
             written += count
+            frames_made += count > 0
+            had += not count and not problem  # of fewer cameras than four, which `_done` does not tell
             if problem:
                 problems.append(problem)
             bar.update()
     for problem in problems:
         print(problem)
     print(
-        f"{depth_root}: {written} depth maps written for {len(todo)} agent-frames, {len(keys) - len(todo)} of {total} had "
-        f"theirs already, {len(problems)} failed"
+        f"{depth_root}: {written} depth maps written for {frames_made} agent-frames, {had} of {total} had theirs already, "
+        f"{len(problems)} failed"
     )
     return 1 if problems else 0
 

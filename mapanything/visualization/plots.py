@@ -142,7 +142,7 @@ def pose_sheet(
 ) -> bytes:
     """The pose picture as PNG bytes of POSE_SIZE pixels: from above, `image` of `view`, and what the colours mean.
 
-    `hidden`: as `draw_birds_eye`.
+    `hidden`: as `draw_birds_eye`; what else is named was left out of the scene.
     """
     figure, key = new_figure(*POSE_SIZE), scene.main.key
     title = f"{key.split} / {key.scenario} / frame {key.frame}"
@@ -155,7 +155,7 @@ def pose_sheet(
         panel.set(xticks=[], yticks=[])
         write_names(panel, view, () if "names" in hidden else names_of(scene))
         top += image.shape[0] + 22
-    _legend(figure, scene, RIGHT, top)
+    _legend(figure, scene, RIGHT, top, hidden)
     return png_bytes(figure)
 
 
@@ -164,8 +164,8 @@ def view_size(num_agents: int) -> tuple[int, int]:
     return 820, POSE_SIZE[1] - TOP - SCALE_HEIGHT - LEGEND_LINE * (num_agents + 2)
 
 
-def _legend(figure: Any, scene: Scene, left: int, top: int) -> None:
-    """The height scale, and a line per agent."""
+def _legend(figure: Any, scene: Scene, left: int, top: int, hidden: Collection[str]) -> None:
+    """The height scale, and a line per agent; how many points a hidden cloud has is not known."""
     draw_bar(figure, HEIGHT_BAR, left, top, 815)
     top += 68
     lines: list[tuple[str, Any]] = []
@@ -176,7 +176,7 @@ def _legend(figure: Any, scene: Scene, left: int, top: int) -> None:
         parts = [
             f"{'RSU' if agent.frame.is_rsu else 'agent'} {agent.key.agent}" + (" (main)" if role == 0 else ""),
             *([f"{round(speed)} km/h"] if np.isfinite(speed) else []),  # round: -0.2 is no "-0"
-            cloud_text,
+            *([] if "cloud" in hidden else [cloud_text]),
             f"lists {len(agent.frame.vehicles)} vehicles",
             *([f"{distance:.0f} m away"] if role else []),
         ]

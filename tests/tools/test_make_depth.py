@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from mapanything.files import TEMPORARY
 from mapanything.opv2v.depth import PNG_SCALE, read_depth
 from mapanything.opv2v.frame import read_frame
 from mapanything.opv2v.layout import scan
 from mapanything.opv2v.pcd import read_pcd
+from mapanything.opv2v.yaml_file import read_yaml
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess:
@@ -55,6 +57,18 @@ def check_against_slow(root: Path, depth_root: Path) -> None:
                 both = (made > 0) & (slow > 0)
                 assert both.sum() > 20 and (np.abs(made - slow)[both] > 1e-4).sum() <= 2
         break
+
+
+def test_frames_of_fewer_cameras_count_as_done(sample_root, tmp_path):
+    path = next(sample_root.rglob("*/*/*/*.yaml"))
+    path.write_text(yaml.dump({name: value for name, value in read_yaml(path).items() if name != "camera2"}))
+    arguments = ("--root", sample_root, "--depth-root", tmp_path / "d", "--jobs", 1)
+    frames = len(list(sample_root.rglob("*.pcd")))
+    assert f"{4 * frames - 1} depth maps written for {frames} agent-frames, 0 of {frames} had" in run(*arguments).stdout
+    assert (
+        f": 0 depth maps written for 0 agent-frames, {frames} of {frames} had theirs already, 0 failed"
+        in run(*arguments).stdout
+    )
 
 
 def test_maps_are_right(sample_root, tmp_path):

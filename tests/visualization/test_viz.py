@@ -23,6 +23,7 @@ from mapanything.opv2v.depth import read_depth, write_depth_png
 from mapanything.opv2v.layout import FrameKey, scan, scan_agent
 from mapanything.tools import viz, viz_newest, viz_predictions, viz_scenes, viz_sequence
 from mapanything.tools.viz_predictions import add_prediction
+from mapanything.visualization import plots
 from mapanything.visualization.pictures import PREDICTED, scene_picture
 from mapanything.visualization.plots import POSE_SIZE, image_sheet, image_sheet_size
 from mapanything.visualization.predictions import read_prediction
@@ -78,6 +79,16 @@ def test_options_of_pose_change_the_picture(options: list[str], sample_root: Pat
         viz.main(["pose", "--root", str(sample_root), "--output", str(path), *extra])
         images.append(np.asarray(Image.open(path)))
     assert (images[0] != images[1]).any(axis=2).sum() > 300
+
+
+def test_a_hidden_cloud_is_not_said_to_have_no_points(sample_root: Path, monkeypatch: pytest.MonkeyPatch):
+    figures = []
+    monkeypatch.setattr(plots, "png_bytes", lambda figure: figures.append(figure) or b"")
+    monkeypatch.setattr(viz_scenes, "save", lambda args, name, data: 0)
+    for options in ([], ["--hide", "cloud"]):
+        viz.main(["pose", "--no_3d", "--root", str(sample_root), *options])
+    shown, hidden = (" ".join(text.get_text() for text in figure.texts) for figure in figures)
+    assert " points" in shown and " points" not in hidden and "km/h" in hidden
 
 
 def test_the_sheet_shows_its_images_pixel_for_pixel():

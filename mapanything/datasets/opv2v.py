@@ -327,9 +327,7 @@ class OPV2VCoopDataset(OPV2VScenes):
         """All vehicles of the scenes that have four cameras, shuffled, so that each epoch's are of all scenarios."""
         found = [(n, (row,)) for n, rows in self.scenes for row in rows if self._num_cameras(n, [row]) == NUM_CAMERAS]
         if not found or self.num_views < NUM_CAMERAS:
-            raise InputError(
-                f"{self.root}: coop_single_share: no vehicle can show {NUM_CAMERAS} views; set it to 0"
-            )
+            raise InputError(f"{self.root}: coop_single_share: no vehicle can show {NUM_CAMERAS} views; set it to 0")
         return [found[i] for i in np.random.default_rng(self.seed).permutation(len(found))]
 
     def _find_scenes(self) -> list[Scene]:

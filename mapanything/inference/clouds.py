@@ -82,7 +82,8 @@ def encode_glb(points: Points, colours: Colours, axes: str = "opv2v", about: str
             "accessors": [
                 {
                     **{"bufferView": 0, "componentType": 5126, "count": len(points), "type": "VEC3"},
-                    **{"min": [float(x.min()) for x in points.T], "max": [float(x.max()) for x in points.T]},  # 20 x axis=0's speed
+                    # Column by column: twenty times as fast as axis=0.
+                    **{"min": [float(x.min()) for x in points.T], "max": [float(x.max()) for x in points.T]},
                 },
                 {"bufferView": 1, "componentType": 5123, "normalized": True, "count": len(points), "type": "VEC4"},
             ],

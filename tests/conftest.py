@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,12 @@ SAMPLE = Path(__file__).parent / "fixtures" / "sample_opv2v"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", type=int, metavar="N", help="the long tests of faults too, N broken files per parser")
+
+
+def pytest_configure() -> None:
+    """Ctrl-C means something to the programs that tests start, also where a shell in the background has it ignored."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -158,11 +158,11 @@ def _read_folder(folder: Path) -> tuple[dict[str, Tensor], ModelConfig | None, b
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and len(value) < 256 and Path(value).name == value
+    return isinstance(value, str) and 0 < len(value) < 256 and Path(value).name == value != ".."
 
 
 def _read_file(path: Path) -> tuple[dict[str, Tensor], ModelConfig | None, bool]:
-    if not os.path.exists(path):  # False, too, for a name that can't be one
+    if not os.path.isfile(path):  # False, too, for a name that can't be one
         raise InputError(f"{path}: no such file; the folder is not complete, fetch it again")
     with path.open("rb") as file:
         start = file.read(256)

@@ -20,7 +20,6 @@ from record_parsers import (
     any_image,
     frame_list,
     hub_config,
-    sample_marker,
     small_weights,
 )
 
@@ -303,7 +302,6 @@ PARSERS = {
     "prediction_mask": prediction("641_camera0/mask.npy"),
     "prediction_cloud": prediction("cloud.pcd"),
     "frame_list": Parser(frame_list),
-    "sample_marker": Parser(sample_marker),
     "any_image": Parser(any_image),
     "hub_config": Parser(hub_config("config.json")),
     "hub_index": Parser(hub_config("model.safetensors.index.json")),

@@ -75,22 +75,6 @@ def frame_list(folder: Path) -> Made:
     return [b"# a list\ntrain/2021_08_16_22_26_54/641/000069  # why\nvalidate/2021_08_16_22_26_54/000070\r\n"], check
 
 
-def sample_marker(folder: Path) -> Made:
-    """What make-sample --overwrite reads before it deletes: nothing that it does not know, whatever the file says."""
-    from mapanything.opv2v.sample import writer
-
-    foreign = folder / "opv2v_images" / "train" / "2021_01_01_00_00_00" / "1" / "notes.txt"
-    foreign.parent.mkdir(parents=True)
-    foreign.write_text("not ours")
-
-    def check(data: bytes) -> None:
-        (folder / writer.MARKER).write_bytes(data)
-        writer._prepare(folder, overwrite=True)
-        assert foreign.exists()
-
-    return [json.dumps({"scenarios": {"train": ["2021_01_01_00_00_00"], "test": []}}).encode()], check
-
-
 def any_image(folder: Path) -> Made:
     """Images that people give to the network themselves: PNG and JPEG."""
     from PIL import Image

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import os
 import resource
 import sys
 import traceback
@@ -39,6 +40,7 @@ def main(names: list[str], count: int, folder: Path) -> None:
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     warnings.simplefilter("ignore")
+    os.fsync = lambda _: None  # of what is written here nothing has to survive; a busy disk takes a tenth of a second each
     with (folder / "place").open("w") as place:
         for name, (originals, check) in made.items():
             print(json.dumps({"parser": name} | read_all(name, count, originals, check, place)), flush=True)

@@ -174,6 +174,15 @@ BROKEN = {
         lambda m, d: written(d / "model.safetensors.index.json", '{"weight_map": {"a": "../../secret"}}').parent,
         "no `weight_map`",
     ),
+    "shard is a folder": (
+        lambda m, d: written(d / "model.safetensors.index.json", '{"weight_map": {"a": ".."}}').parent,
+        "no `weight_map`",
+    ),
+    "JSON without end": (lambda m, d: hub(m, d / "hub", config='{"a": ' + "[" * 5000), r"config\.json: is no JSON"),
+    "a list for a number": (
+        lambda m, d: hub(m, d / "hub", config='{"encoder": {"num_heads": []}}'),
+        r"config\.json: an entry is of the wrong kind",
+    ),
 }
 
 

@@ -10,7 +10,6 @@ Notable:
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import subprocess
@@ -18,6 +17,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 from typing import TypedDict
+
+from mapanything.files import read_json
 
 ROOT = Path(__file__).parents[1]
 IMAGE_FILE = Path("/opt/mapanything/image.json")  # written by the Dockerfile
@@ -85,7 +86,7 @@ def _torch_variant() -> str | None:
 
 def _read_image(path: Path) -> dict[str, str]:
     try:
-        return json.loads(path.read_text("utf-8"))
+        return read_json(path)
     except (OSError, ValueError):
         return {}
 

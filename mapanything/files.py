@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from mapanything.errors import InputError
 
@@ -53,6 +54,18 @@ def open_atomic(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of any origin holds.
+
+    Raises:
+        OSError, ValueError: it can't be read; is no JSON, or nested deeper than anything of ours.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def flush(path: Path) -> None:

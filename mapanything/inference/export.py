@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mapanything.errors import InputError
-from mapanything.files import remove_stale_temporaries, write_atomic
+from mapanything.files import read_json, remove_stale_temporaries, write_atomic
 from mapanything.inference.clouds import CLOUD_FROM_CV, ENCODERS
 from mapanything.inference.predict import Reconstruction
 from mapanything.inference.select import SceneKey
@@ -114,7 +114,7 @@ def is_done(folder: Path, record: dict[str, Any]) -> bool:
 
 def _read_record(path: Path) -> dict[str, Any] | None:
     try:
-        old = json.loads(path.read_text("utf-8"))
+        old = read_json(path)
     except FileNotFoundError:
         return None
     except ValueError:  # not ours, or damaged: made anew

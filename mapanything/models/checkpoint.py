@@ -9,7 +9,6 @@ by empty stand-ins.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import pickle
 import re
@@ -23,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mapanything.errors import InputError
+from mapanything.files import read_json
 from mapanything.models.architecture import VEHICLE_ID, config_of, is_mapanything, known_config
 from mapanything.models.config import ModelConfig, VehicleIdConfig
 from mapanything.models.mapped import check_weights, drop_pages, read_checksums
@@ -267,8 +267,8 @@ def _short(error: Exception) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
+        values = read_json(path)
+    except ValueError as error:
         raise InputError(f"{path}: is no JSON ({error}); fetch it again") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: should be a group of entries, is {type(values).__name__}; fetch it again")

@@ -14,6 +14,7 @@ from mapanything.errors import InputError
 
 PATCH = 14  # pixels along one side of a patch; a property of DINOv2 and of the dense encoders
 FFN_KINDS = ("mlp", "swiglu")
+MOST = 100_000  # no width, depth or number of anything is larger
 
 
 class _Section:
@@ -26,6 +27,8 @@ class _Section:
         Raises:
             InputError: an entry that does not exist, or a value that cannot be.
         """
+        if not isinstance(values, Mapping):
+            raise InputError(f"{where}={values!r}: should be a group of entries")
         known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
         unknown = sorted(set(values) - set(known))
         if unknown:
@@ -37,6 +40,7 @@ class _Section:
                 read[name] = default.from_dict(value, f"{where}.{name}")
             else:
                 read[name] = tuple(value) if isinstance(value, (list, tuple)) or _is_omegaconf_list(value) else value
+                _check_kind(f"{where}.{name}", read[name], known[name].default)
         return cls(**read)
 
     def to_dict(self) -> dict[str, Any]:
@@ -47,6 +51,29 @@ class _Section:
 
 def _is_omegaconf_list(value: Any) -> bool:
     return type(value).__name__ == "ListConfig"
+
+
+def _check_kind(name: str, value: Any, default: Any) -> None:
+    """That a value is of its default's kind, and a number one that can be."""
+    least = 0 if name.endswith((".num_roles", ".taps")) else 1
+
+    def is_count(number: Any) -> bool:
+        return type(number) is int and least <= number <= MOST
+
+    if isinstance(default, bool):
+        fits, kind = isinstance(value, bool), "true or false"
+    elif isinstance(default, int):
+        fits, kind = is_count(value), f"a whole number from {least} to {MOST}"
+    elif isinstance(default, float):
+        may_lack = name.endswith(".layer_scale")
+        fits, kind = (value is None and may_lack) or (type(value) in (int, float) and abs(value) <= MOST), "a number"
+    elif isinstance(default, tuple):
+        fits, kind = isinstance(value, tuple) and all(map(is_count, value)), f"whole numbers from {least} to {MOST}"
+    else:
+        fits, kind = isinstance(value, str), "a word"
+    if not fits:
+        shown = repr(value)
+        raise InputError(f"{name}={shown if len(shown) <= 60 else shown[:57] + '...'}: give {kind}")
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from mapanything.opv2v.layout import COMPLETE, FrameKey, scan
 
 # Many streets of one moment each: a network learns more from another street than from the same one a moment later.
 SAMPLE = ("--agents", "3", "--frames", "1", "--image-size", "280x210", "--lidar-points", "30000")
-SCENARIOS = {"train": 26, "validate": 1, "test": 4}
+SCENARIOS = {"train": 26, "validate": 3, "test": 4}
 FEW = {"train": 2, "validate": 1, "test": 1}
 RESOLUTION = ("112", "84")
 VEHICLES = 7  # that the network can tell apart: the most there are in OPV2V
@@ -41,12 +41,13 @@ class Stage:
     overrides: tuple[str, ...] = ()
 
 
-# The vehicles' embeddings start at zero and have to be learnt before the rest forgets what stage 1 taught it.
+# The vehicles' embeddings start at zero and have to be learnt before the rest forgets what stage 1 taught it. Single vehicles
+# among stage 2's samples keep it from that too.
 _VEHICLE_ID = (f"model.vehicle_id.num_roles={VEHICLES}", "+train_params.submodule_lr.vehicle_id=2e-2")
 STAGES = (
-    Stage(16, 16, 2e-3, ("model.pretrained=null",)),
-    Stage(16, 8, 4e-4, _VEHICLE_ID),
-    Stage(6, 10, 4e-4, (*_VEHICLE_ID, "model.encoder.gradient_checkpointing=false")),
+    Stage(14, 16, 1e-3, ("model.pretrained=null",)),
+    Stage(14, 16, 4e-4, (*_VEHICLE_ID, "dataset.coop_single_share=0.33")),
+    Stage(6, 20, 4e-4, (*_VEHICLE_ID, "model.encoder.gradient_checkpointing=false")),
 )
 
 

@@ -7,8 +7,8 @@ and what each figure means: docs/metrics.md.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
-import json
 import math
 import re
 import sys
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mapanything.errors import InputError, run_command
-from mapanything.files import writing_alone
+from mapanything.files import read_json, writing_alone
 from mapanything.tools.options import (
     DEPTH,
     add_data_options,
@@ -220,13 +220,15 @@ def prepare_out(out: Path, overwrite: bool) -> None:
         raise InputError(f"{out}: is not empty; give --overwrite to replace the evaluation there, or another --out")
     record = out / "summary.json"
     try:
-        names = json.loads(record.read_text("utf-8")).get("files", [])
-    except (FileNotFoundError, ValueError, AttributeError):
+        content = read_json(record)
+    except (FileNotFoundError, ValueError):
         return
+    names = content.get("files") if isinstance(content, dict) else None
     record.unlink()  # first: without it nothing here counts as a finished evaluation
-    for name in names:
+    for name in names if isinstance(names, list) else ():
         if isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts:
-            (out / name).unlink(missing_ok=True)
+            with contextlib.suppress(ValueError, OSError):  # of a damaged record: not even a file's name
+                (out / name).unlink()
 
 
 def _what_makes_it(paths: dict[str, Path], root: Path, device: str) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:

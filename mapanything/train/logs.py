@@ -27,7 +27,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mapanything.errors import InputError
-from mapanything.files import DISK_ERRORS
+from mapanything.files import DISK_ERRORS, read_json
 
 log = logging.getLogger(__name__)
 
@@ -230,8 +230,8 @@ def write_status(folder: Path, **values: Any) -> None:
 
 def read_status(folder: Path) -> dict[str, Any]:
     try:
-        status = json.loads((folder / STATUS).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        status = read_json(folder / STATUS)
+    except (OSError, ValueError):
         return {}
     return status if isinstance(status, dict) else {}
 
@@ -241,8 +241,8 @@ def write_manifest(folder: Path, config: DictConfig, manifest: Mapping[str, Any]
     write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     path = folder / "manifest.json"
     try:
-        starts = list(json.loads(path.read_text("utf-8"))["starts"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        starts = list(read_json(path)["starts"])
+    except (OSError, ValueError, KeyError, TypeError):
         starts = []
     started = {"started": datetime.now().isoformat(timespec="seconds"), **manifest}
     write_text(path, json.dumps({"starts": [*starts, started]}, indent=1) + "\n")

@@ -6,7 +6,6 @@ in it never lead to a file outside the folder.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mapanything.errors import InputError
+from mapanything.files import read_json
 from mapanything.geometry.camera import unproject
 from mapanything.geometry.carla import cv_points
 from mapanything.geometry.nearest import nearest_distances
@@ -225,12 +225,12 @@ def _cloud(folder: Path, views: Sequence[PredictedView], axes: str, agents: Sequ
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text("utf-8"))
+        values = read_json(path)
     except FileNotFoundError as error:
         raise InputError(f"{path}: missing; the scene is not whole, run `invoke infer` again") from error
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: is no JSON; make the scene again") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: is no JSON object; make the scene again")

@@ -18,8 +18,11 @@ from file_bytes import npy_bytes, pcd_bytes, png_bytes
 from prediction_files import write_prediction
 from record_parsers import (
     any_image,
+    evaluation_record,
     frame_list,
     hub_config,
+    infer_record,
+    sample_marker,
     small_weights,
 )
 
@@ -303,6 +306,9 @@ PARSERS = {
     "prediction_cloud": prediction("cloud.pcd"),
     "frame_list": Parser(frame_list),
     "any_image": Parser(any_image),
+    "evaluation_record": Parser(evaluation_record),
+    "infer_record": Parser(infer_record),
+    "sample_marker": Parser(sample_marker),
     "hub_config": Parser(hub_config("config.json")),
     "hub_index": Parser(hub_config("model.safetensors.index.json")),
     "checkpoint_pth": checkpoint("pth"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mapanything.evaluation.frames import read_frames
+from mapanything.inference.export import is_done
 from mapanything.inference.pixels import decode, image_size
 from mapanything.opv2v.png import read_bytes
 
@@ -95,3 +96,48 @@ def any_image(folder: Path) -> Made:
         assert found.dtype == np.uint8 and found.shape == (height, width, 3)
 
     return originals, check
+
+
+def evaluation_record(folder: Path) -> Made:
+    """What summary.json names is replaced by evaluate --overwrite: nothing outside its folder, whatever it says."""
+    from mapanything.tools.evaluate import prepare_out
+
+    out, outside = folder / "out", folder / "outside.txt"
+    (out / "plots").mkdir(parents=True)
+    outside.write_text("not ours")
+
+    def check(data: bytes) -> None:
+        (out / "plots" / "metrics.png").write_bytes(b"")
+        (out / "summary.json").write_bytes(data)
+        prepare_out(out, overwrite=True)
+        assert outside.exists()
+
+    return [json.dumps({"files": ["plots/metrics.png", "../outside.txt"], "num_scenes": 3}, indent=1).encode()], check
+
+
+def sample_marker(folder: Path) -> Made:
+    """What make-sample --overwrite reads before it deletes: nothing that it does not know, whatever the file says."""
+    from mapanything.opv2v.sample import writer
+
+    foreign = folder / "opv2v_images" / "train" / "2021_01_01_00_00_00" / "1" / "notes.txt"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("not ours")
+
+    def check(data: bytes) -> None:
+        (folder / writer.MARKER).write_bytes(data)
+        writer._prepare(folder, overwrite=True)
+        assert foreign.exists()
+
+    return [json.dumps({"scenarios": {"train": ["2021_01_01_00_00_00"], "test": []}}).encode()], check
+
+
+def infer_record(folder: Path) -> Made:
+    """scene.json of a run that goes on: the scene is done, made anew, or refused."""
+    (folder / "depth.npy").write_bytes(b"12345")
+    record = {"mode": "single", "inputs": ["images"], "resolution": [84, 42], "model": {"model": "none", "sha": "ab"}}
+
+    def check(data: bytes) -> None:
+        (folder / "scene.json").write_bytes(data)
+        assert is_done(folder, record) in (True, False)
+
+    return [json.dumps(record | {"files": {"depth.npy": 5}}, indent=1).encode()], check

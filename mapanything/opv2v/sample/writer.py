@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mapanything.errors import InputError
-from mapanything.files import write_atomic
+from mapanything.files import read_json, write_atomic
 from mapanything.geometry import carla
 from mapanything.opv2v.layout import NUM_CAMERAS, SPLITS, TESTS_ONLY, DepthLayout, FrameKey, FramePaths
 from mapanything.opv2v.sample.files import encode_pcd, encode_png, encode_yaml
@@ -268,7 +268,7 @@ def _prepare(output: Path, overwrite: bool) -> None:
 def _remove_sample(output: Path) -> None:
     """Deletes what the marker's run wrote, file by file; a foreign file, its folder and what is behind links stay."""
     try:
-        scenarios = json.loads((output / MARKER).read_text("utf-8"))["scenarios"]
+        scenarios = read_json(output / MARKER)["scenarios"]
         folders = [(split, name) for split, names in scenarios.items() for name in names]
         valid = all(split in SPLITS and re.fullmatch(r"[\d_]+", name) for split, name in folders)
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -58,7 +58,7 @@ class OPV2VScenes(Dataset):
         augment: colour jitter and so on, and a random choice where there is one; off for validation.
         seed: of all random choices. exclude: file that `check-data --write-exclude` wrote.
         depth_pattern: where a depth map lies below depth_root. max_scenes: keep the first so many scenes.
-        allow_tests_only: accept a root that is marked as test data.
+        allow_tests_only: accept a root that is marked as test data. mask_reach: see `make_view`.
 
     Raises:
         InputError: a root or split that is not there, options that contradict, or no scene at all.
@@ -79,6 +79,7 @@ class OPV2VScenes(Dataset):
         depth_pattern: str = DEPTH_PATTERN,
         max_scenes: int | None = None,
         allow_tests_only: bool = False,
+        mask_reach: float | None = None,
         progress: bool = False,
     ) -> None:
         self.root = Path(root)
@@ -91,6 +92,9 @@ class OPV2VScenes(Dataset):
         self.augmentation = Augmentation() if augment else None
         if seed < 0 or (max_scenes is not None and max_scenes < 1):
             raise InputError(f"seed={seed}, max_scenes={max_scenes}: give a seed from 0 on and a number of scenes from 1 on")
+        if mask_reach is not None and not 0 <= mask_reach <= 1:
+            raise InputError(f"mask_reach={mask_reach}: give null, or a part of the images' width, from 0 to 1")
+        self.mask_reach = mask_reach
         self.seed = seed
         # In shared memory, so that workers that are kept alive between epochs see a new epoch too.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -166,7 +170,7 @@ class OPV2VScenes(Dataset):
                 raise InputError(
                     f"{depth_path}: is {depth.shape[1]}x{depth.shape[0]} but its image {image.shape[1]}x{image.shape[0]}"
                 )
-        view = make_view(image, depth, intrinsics, pose, self.resolution, self.augmentation, rng)
+        view = make_view(image, depth, intrinsics, pose, self.resolution, self.augmentation, rng, self.mask_reach)
         return view | {
             "agent": key.agent,
             "camera": f"camera{k}",

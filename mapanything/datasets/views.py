@@ -21,12 +21,11 @@ from torch import Tensor
 from mapanything.errors import InputError
 from mapanything.geometry import camera
 from mapanything.geometry.rigid import quat_from_matrix
+from mapanything.opv2v.depth import is_dense
 
 PATCH = 14
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # "dinov2" normalisation
 IMAGE_STD = (0.229, 0.224, 0.225)
-# A dense map leaves out only sky and the like; one sweep of a LiDAR fills 1 to 2 % of the pixels.
-DENSE_FRACTION = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +133,7 @@ def make_view(
     target: tuple[int, int],
     augment: Augmentation | None = None,
     rng: np.random.Generator | None = None,
+    mask_reach: float | None = None,
 ) -> dict[str, Any]:
     """One view with SPEC §7.1's entries.
 
@@ -144,6 +144,8 @@ def make_view(
         world_from_camera: (4, 4), OpenCV.
         target: (W, H).
         augment: random changes, drawn from `rng`.
+        mask_reach: of depth from a LiDAR, pixels farther than this part of the width from any known one are ambiguous; None:
+            none is.
 
     Returns:
         img (3, H, W) float32 normalised; camera_intrinsics (3, 3); camera_pose (4, 4), camera_pose_quats (4,) xyzw,
@@ -166,7 +168,8 @@ def make_view(
     along_ray = z[..., None] * norm
     points = unit * along_ray
     pose = torch.from_numpy(world_from_camera).float()
-    dense = int(valid.sum()) >= DENSE_FRACTION * valid.numel()
+    # Asked of the map as it is stored: made small, the lines of a LiDAR touch each other.
+    dense = depth is not None and is_dense(depth)
     return {
         "img": normalise(pixels),
         "data_norm_type": "dinov2",
@@ -179,10 +182,19 @@ def make_view(
         "pts3d_cam": points,
         "pts3d": _in_world(points, pose, None if dense else valid),
         "valid_mask": valid,
-        # Where a dense map knows no depth there is sky; where a sparse one knows none there is just no laser point.
-        "non_ambiguous_mask": valid.clone() if dense else torch.ones_like(valid),
+        "non_ambiguous_mask": _unambiguous(valid, dense, mask_reach),
         "true_shape": torch.tensor([height, width]),
     }
+
+
+def _unambiguous(valid: Tensor, dense: bool, reach: float | None) -> Tensor:
+    """Where a dense map knows no depth there is sky; where a sparse one knows none there is just no laser point (H, W)."""
+    if dense:
+        return valid.clone()
+    if reach is None:
+        return torch.ones_like(valid)
+    pixels = math.ceil(reach * valid.shape[1])
+    return F.max_pool2d(valid[None, None].float(), 2 * pixels + 1, stride=1, padding=pixels)[0, 0] > 0
 
 
 def _in_world(points: Tensor, pose: Tensor, valid: Tensor | None) -> Tensor:

@@ -106,6 +106,16 @@ def write_depth_png(path: Path, depth: NDArray[np.float32]) -> None:
     write_atomic(path, buffer.getvalue())
 
 
+def is_dense(depth: NDArray[np.float32]) -> bool:
+    """Whether a map (H, W) knows surfaces as a renderer does, whatever share of it is sky, or the dots of a LiDAR's lines.
+
+    Lines have gaps between them: at an image's full size, a dot hardly ever has a known pixel right above it (up to 3 % do,
+    against 97 % in rendered maps). Every fourth column is enough to see it.
+    """
+    known = depth[:, ::4] > 0
+    return bool(known[1:].any()) and float(known[:-1][known[1:]].mean()) > 0.5
+
+
 def lidar_depth(points: NDArray[np.floating], camera: Camera, width: int, height: int) -> NDArray[np.float32]:
     """The z-depth map of a LiDAR cloud in one camera of the same vehicle.
 

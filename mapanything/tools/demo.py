@@ -25,7 +25,7 @@ from mapanything.opv2v.layout import COMPLETE, FrameKey, scan
 SAMPLE = ("--agents", "3", "--frames", "1", "--image-size", "280x210", "--lidar-points", "30000")
 SCENARIOS = {"train": 26, "validate": 3, "test": 4}
 FEW = {"train": 2, "validate": 1, "test": 1}
-RESOLUTION = ("112", "84")
+RESOLUTION = ("84", "56")
 VEHICLES = 7  # that the network can tell apart: the most there are in OPV2V
 RUNS = ("opv2v_ft_stage1", "opv2v_coop_stage2_full", "opv2v_coop_stage3_varviews")
 BEST = "checkpoint-best.pth"
@@ -45,9 +45,9 @@ class Stage:
 # among stage 2's samples keep it from that too.
 _VEHICLE_ID = (f"model.vehicle_id.num_roles={VEHICLES}", "+train_params.submodule_lr.vehicle_id=2e-2")
 STAGES = (
-    Stage(14, 16, 1e-3, ("model.pretrained=null",)),
-    Stage(14, 16, 4e-4, (*_VEHICLE_ID, "dataset.coop_single_share=0.33")),
-    Stage(6, 20, 4e-4, (*_VEHICLE_ID, "model.encoder.gradient_checkpointing=false")),
+    Stage(26, 8, 1e-3, ("model.pretrained=null",)),
+    Stage(24, 8, 4e-4, (*_VEHICLE_ID, "dataset.coop_single_share=0.33")),
+    Stage(10, 10, 4e-4, (*_VEHICLE_ID, "model.encoder.gradient_checkpointing=false")),
 )
 
 

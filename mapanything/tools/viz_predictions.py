@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mapanything.errors import InputError
 from mapanything.geometry.carla import cv_points, ue_points
-from mapanything.opv2v.depth import clean_depth, lidar_depth, read_depth
+from mapanything.opv2v.depth import clean_depth, is_dense, lidar_depth, read_depth
 from mapanything.opv2v.layout import DepthLayout
 from mapanything.opv2v.png import read_image
 from mapanything.tools.options import DEPTH
@@ -29,7 +29,7 @@ from mapanything.visualization import figures
 from mapanything.visualization.cloud_files import read_cloud
 from mapanything.visualization.comparison import PANEL, Comparison, draw_comparison
 from mapanything.visualization.comparison import compare as compare_clouds
-from mapanything.visualization.depth_pictures import DepthView, draw_depths, is_dense
+from mapanything.visualization.depth_pictures import DepthView, draw_depths
 from mapanything.visualization.figures import LIGHT
 from mapanything.visualization.pictures import PREDICTED, TRUE, TRUE_BELOW, Picture, cloud_picture
 from mapanything.visualization.predictions import PredictedScene, find_predictions, read_prediction

@@ -31,7 +31,7 @@ class DepthView:
     """One image (H, W, 3) and the z-depths (H, W) known and predicted for it; 0 is unknown, None: there is none.
 
     Attributes:
-        true_is_dense: the true map was rendered, see `is_dense`; a predicted one always is dense, however little is trusted.
+        true_is_dense: the true map was rendered (`opv2v.depth.is_dense`); a predicted one always is dense.
     """
 
     title: str
@@ -39,15 +39,6 @@ class DepthView:
     true: Depth | None
     predicted: Depth | None = None
     true_is_dense: bool = False
-
-
-def is_dense(depth: Depth) -> bool:
-    """Whether a map (H, W) knows surfaces as a renderer does, whatever share of it is sky, or the dots of a LiDAR's lines.
-
-    Lines have gaps between them: a dot hardly ever has a known pixel right above it.
-    """
-    known = depth > 0
-    return bool(known[1:].any()) and float(known[:-1][known[1:]].mean()) > 0.5
 
 
 def paint(

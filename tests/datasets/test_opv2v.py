@@ -219,6 +219,7 @@ def test_validation_is_the_same_in_every_epoch(generated_root):
         ({"coop_min_agents": 20, "num_views": 28}, "no scene"),
         ({"depth_pattern": "{split.__class__}"}, "pattern"),
         ({"seed": -1}, "seed=-1"),
+        ({"mask_reach": 2}, "from 0 to 1"),
         ({"coop_single_share": 1.0}, "from 0 to less than 1"),
         ({"coop_single_share": 0.5, "num_views": 3, "coop_min_num_views": 3}, "no vehicle can show 4 views"),
     ],

@@ -148,12 +148,36 @@ def test_image_is_normalised():
 def test_what_is_unknown_is_ambiguous_only_in_a_dense_map():
     sparse = np.zeros((60, 80), dtype=np.float32)
     sparse[30, 40] = 5
+    assert not view(depth=sparse * 0)["valid_mask"].any() and view(depth=sparse * 0)["non_ambiguous_mask"].all()
     assert view(depth=sparse)["non_ambiguous_mask"].all() and view(depth=sparse)["valid_mask"].sum() == 1
     dense = np.full((60, 80), 9.0, dtype=np.float32)
     dense[:20] = 0
     v = view(depth=dense)
     assert torch.equal(v["non_ambiguous_mask"], v["valid_mask"]) and not v["valid_mask"].all()
     assert not view(depth=None)["valid_mask"].any()
+
+
+def test_lines_of_a_lidar_are_no_dense_map_in_small_images():
+    """Made small, they touch: at 168x126 they fill a quarter of a real image and more."""
+    lines = np.zeros((600, 800), dtype=np.float32)
+    lines[300::8] = 9
+    small = view(image=np.zeros((600, 800, 3), dtype=np.uint8), depth=lines, intrinsics=K, target=(84, 56))
+    assert small["valid_mask"].float().mean() > 0.25 and small["non_ambiguous_mask"].all()
+
+
+def test_what_a_lidar_does_not_reach_may_count_as_sky():
+    sparse = np.zeros((60, 80), dtype=np.float32)
+    sparse[30, 40] = 5
+    known = view(depth=sparse)["valid_mask"].nonzero()[0]
+    for reach, pixels in ((0.0, 0), (0.05, 3), (1.0, 56)):
+        mask = view(depth=sparse, mask_reach=reach)["non_ambiguous_mask"]
+        distance = (torch.stack(torch.meshgrid(torch.arange(42), torch.arange(56), indexing="ij"), -1) - known).abs().amax(-1)
+        assert torch.equal(mask, distance <= pixels)
+    assert not view(depth=sparse * 0, mask_reach=0.05)["non_ambiguous_mask"].any()
+    dense = np.full((60, 80), 9.0, dtype=np.float32)
+    dense[:20] = 0
+    v = view(depth=dense, mask_reach=0.05)
+    assert torch.equal(v["non_ambiguous_mask"], v["valid_mask"])
 
 
 def test_views_share_no_memory():

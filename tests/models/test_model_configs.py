@@ -14,6 +14,7 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from mapanything.errors import InputError
 from mapanything.models.architecture import config_of, name_of
 from mapanything.models.config import ARCHITECTURES, V1_1, GeometricInputsConfig, ModelConfig
 from mapanything.models.mapanything import MapAnything
@@ -104,6 +105,30 @@ def test_shapes_tell_the_architecture(name, roles, marker):
     if roles:
         assert tuple(state["vehicle_id.embedding"].shape) == (roles, known.encoder.dim)
     assert config_of({canonical_name(key): tensor.shape for key, tensor in state.items()}) == config
+
+
+@pytest.mark.parametrize(
+    ("section", "entry", "value", "message"),
+    [
+        ("encoder", "dim", "abc", "a whole number from 1"),
+        ("encoder", "num_heads", 0, "a whole number from 1"),
+        ("encoder", "depth", True, "a whole number from 1"),
+        ("encoder", "pos_grid", 4294967296, "to 100000"),
+        ("encoder", "final_norm", 1, "true or false"),
+        ("encoder", "ffn", ["mlp"], "a word"),
+        ("multiview", "taps", 3, "whole numbers from 0"),
+        ("multiview", "layer_scale", "x" * 100, "a number"),
+        ("heads", "dpt_layer_dims", [1, 2, 3, None], "whole numbers from 1"),
+        ("geometric_inputs", "overall_prob", None, "a number"),
+        ("vehicle_id", "num_roles", -1, "a whole number from 0"),
+    ],
+)
+def test_entries_of_another_kind_are_one_line(section, entry, value, message):
+    with pytest.raises(InputError, match=message) as caught:
+        ModelConfig.from_dict({section: {entry: value}})
+    assert f"model.{section}.{entry}=" in str(caught.value) and len(str(caught.value)) < 150
+    with pytest.raises(InputError, match="group of entries"):
+        ModelConfig.from_dict({section: 3})
 
 
 def test_switches_do_not_change_the_name():

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mapanything.errors import InputError
 from mapanything.opv2v import png
-from mapanything.opv2v.depth import clean_depth, npy_header, read_depth, write_depth_npy, write_depth_png
+from mapanything.opv2v.depth import clean_depth, is_dense, npy_header, read_depth, write_depth_npy, write_depth_png
 
 PATH = Path("i.png")
 
@@ -180,3 +180,12 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="No space left"):
         write_depth_npy(path, np.zeros((2, 2), np.float32))
     assert read_depth(path).all() and [p.name for p in tmp_path.iterdir()] == ["d.npy"]
+
+
+def test_a_dense_map_is_one_however_little_of_it_is_known():
+    rendered = np.zeros((60, 100), np.float32)
+    rendered[52:, :40] = 9  # 5% of the pixels
+    lines = np.zeros((60, 100), np.float32)
+    lines[::3] = 9  # 33%
+    assert is_dense(rendered) and not is_dense(lines) and not is_dense(rendered * 0)
+    assert is_dense(np.full((60, 100), 9, np.float32)) and not is_dense(np.full((1, 100), 9, np.float32))

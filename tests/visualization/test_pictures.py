@@ -14,7 +14,7 @@ from mapanything.opv2v.layout import scan
 from mapanything.visualization import curves
 from mapanything.visualization.comparison import compare, draw_comparison
 from mapanything.visualization.curves import draw_run
-from mapanything.visualization.depth_pictures import DepthView, draw_depths, is_dense, paint
+from mapanything.visualization.depth_pictures import DepthView, draw_depths, paint
 from mapanything.visualization.figures import LIGHT, axes_at, figure_image, new_figure, png_bytes
 from mapanything.visualization.overlay import depth_colors
 from mapanything.visualization.paths import read_positions, trajectories
@@ -181,15 +181,6 @@ def test_from_above_no_vehicles_number_covers_a_cameras(generated_root: Path):
     digits, numbers = ([text.get_window_extent() for text in texts if text.get_fontsize() == size] for size in (8, 9))
     assert len(digits) == 4 and len(numbers) > 6
     assert not any(digit.overlaps(number) for digit in digits for number in numbers)
-
-
-def test_a_dense_map_is_one_however_little_of_it_is_known():
-    rendered = np.zeros((60, 100), np.float32)
-    rendered[52:, :40] = 9  # 5% of the pixels
-    lines = np.zeros((60, 100), np.float32)
-    lines[::3] = 9  # 33%
-    assert is_dense(rendered) and not is_dense(lines) and not is_dense(rendered * 0)
-    assert is_dense(np.full((60, 100), 9, np.float32)) and not is_dense(np.full((1, 100), 9, np.float32))
 
 
 def test_a_prediction_is_drawn_dense_however_little_of_it_is_trusted():

@@ -42,12 +42,13 @@ class Stage:
 
 
 # The vehicles' embeddings start at zero and have to be learnt before the rest forgets what stage 1 taught it. Single vehicles
-# among stage 2's samples keep it from that too.
+# among the samples keep it from that too.
+_SINGLE = "dataset.coop_single_share=0.33"
 _VEHICLE_ID = (f"model.vehicle_id.num_roles={VEHICLES}", "+train_params.submodule_lr.vehicle_id=2e-2")
 STAGES = (
-    Stage(26, 8, 1e-3, ("model.pretrained=null",)),
-    Stage(24, 8, 4e-4, (*_VEHICLE_ID, "dataset.coop_single_share=0.33")),
-    Stage(10, 10, 4e-4, (*_VEHICLE_ID, "model.encoder.gradient_checkpointing=false")),
+    Stage(24, 8, 1e-3, ("model.pretrained=null",)),
+    Stage(22, 8, 4e-4, (*_VEHICLE_ID, _SINGLE)),
+    Stage(8, 10, 2e-4, (*_VEHICLE_ID, _SINGLE, "model.encoder.gradient_checkpointing=false")),
 )
 
 

@@ -55,7 +55,7 @@ def _is_omegaconf_list(value: Any) -> bool:
 
 def _check_kind(name: str, value: Any, default: Any) -> None:
     """That a value is of its default's kind, and a number one that can be."""
-    least = 0 if name.endswith((".num_roles", ".taps")) else 1
+    least = 0 if name.endswith((".num_roles", ".taps", ".pose_blocks")) else 1
 
     def is_count(number: Any) -> bool:
         return type(number) is int and least <= number <= MOST

@@ -181,7 +181,7 @@ BROKEN = {
     "JSON without end": (lambda m, d: hub(m, d / "hub", config='{"a": ' + "[" * 5000), r"config\.json: is no JSON"),
     "a list for a number": (
         lambda m, d: hub(m, d / "hub", config='{"encoder": {"num_heads": []}}'),
-        r"config\.json: an entry is of the wrong kind",
+        r"config\.json: model\.encoder\.num_heads=\(\): give a whole number",
     ),
 }
 

@@ -307,6 +307,18 @@ def test_a_killed_worker_is_one_line(large_root: Path) -> None:
 
 
 @pytest.mark.faults
+def test_a_worker_that_is_ended_before_it_has_begun_says_nothing(sample_root: Path) -> None:
+    """What the pool does to the others when one is killed; this process's own SIGTERM handler is not theirs."""
+    code = "import os, signal, sys\nfrom mapanything.opv2v.check import run\nfrom mapanything.tools.check_opv2v import main\n"
+    code += "start = run._start_worker\n"
+    code += "run._start_worker = lambda: (os.kill(os.getpid(), signal.SIGTERM), start())\n"
+    code += f"sys.exit(main(['--root', {str(sample_root)!r}, '--deep', '--jobs', '2']))"
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert "KeyboardInterrupt" not in done.stderr and "a worker process was killed" in done.stderr, done.stderr
+
+
+@pytest.mark.faults
 def test_workers_end_with_a_killed_parent(large_root: Path) -> None:
     process, workers = start_with_workers(large_root)
     process.kill()

@@ -160,8 +160,13 @@ def _in_processes(
     # fork: nothing is imported twice. This process has no threads here, and never has a GPU.
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("fork"), initializer=_start_worker)
     try:
-        with holding_ctrl_c():
-            futures = [pool.submit(_check_piece, context, piece) for piece in pieces]
+        # The pool may end a worker before it has let go of this process's own answer to SIGTERM: then it is to wait for that.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            with holding_ctrl_c():
+                futures = [pool.submit(_check_piece, context, piece) for piece in pieces]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         yield _finished(futures)
     except BrokenProcessPool as error:
         raise InputError(
@@ -179,6 +184,7 @@ def _finished(futures: list[Future[tuple[int, list[Problem]]]]) -> Iterator[tupl
 def _start_worker() -> None:
     """A worker ends when the parent does, even when that was killed."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     parent = multiprocessing.parent_process()
 
     def follow() -> None:

@@ -103,7 +103,9 @@ def check_same_run(before: Mapping[str, Any], config: DictConfig, folder: Path) 
     Raises:
         InputError: the checkpoint in `folder` is that of another stage, network, data selection or loss.
     """
-    changed = differences(before, identity(config))
+    # What an older checkpoint does not know, and is off here, is a newer option.
+    now = {key: value for key, value in identity(config).items() if key in before or value not in (None, 0)}
+    changed = differences(before, now)
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise InputError(

@@ -158,6 +158,16 @@ def test_what_makes_another_run(tmp_path):
             check_same_run(before, compose_config(["stage=stage2", change]), tmp_path)
 
 
+def test_a_run_of_before_an_option_was_there_is_the_same_run(tmp_path):
+    before = identity(compose_config(["stage=stage2"]))
+    for key in ("dataset.coop_single_share", "dataset.mask_reach"):
+        del before[key]
+    check_same_run(before, compose_config(["stage=stage2"]), tmp_path)
+    for change in ("dataset.coop_single_share=0.25", "dataset.mask_reach=0.016"):
+        with pytest.raises(InputError, match="None -> 0"):
+            check_same_run(before, compose_config(["stage=stage2", change]), tmp_path)
+
+
 @pytest.mark.parametrize("name", ["low_encoder_lr", "frozen_encoder", "heads_only", "vehicle_id_only"])
 def test_variants_of_train_params(name):
     config = compose_config(["stage=stage3", f"train_params={name}"])

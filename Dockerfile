@@ -21,14 +21,14 @@ SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 # A dated archive's Release files have expired by design, hence check-valid-until. Left out of the packages, 70 MB in all:
 # manuals and translations (as in Debian's own slim images; licences stay), and GCC's tool for looking into its LTO files.
 # hadolint ignore=DL3008,DL3009
-RUN --mount=type=bind,source=docker/build,target=/mnt \
+RUN --mount=type=bind,source=docker/build,target=/srv \
     touch /tmp/start; \
     if [[ -n $DEBIAN_SNAPSHOT ]]; then \
         rm -f /etc/apt/sources.list.d/*; \
         printf 'deb [check-valid-until=no] %s bookworm main\n' "$DEBIAN_SNAPSHOT" >/etc/apt/sources.list; \
     fi; \
     apt-get update -qq; \
-    grep -o '^[a-z0-9][^ #]*' /mnt/apt-packages.txt >/tmp/packages; \
+    grep -o '^[a-z0-9][^ #]*' /srv/apt-packages.txt >/tmp/packages; \
     DEBIAN_FRONTEND=noninteractive xargs -a /tmp/packages apt-get install -y -qq --no-install-recommends \
         -o DPkg::Options::=--path-exclude='/usr/share/doc/*' -o DPkg::Options::=--path-include='/usr/share/doc/*/copyright' \
         -o DPkg::Options::=--path-exclude='/usr/share/man/*' -o DPkg::Options::=--path-exclude='/usr/share/locale/*' \
@@ -43,7 +43,7 @@ RUN --mount=type=bind,source=docker/build,target=/mnt \
     rm /tmp/packages /tmp/apt.log; \
     find /var/lib/apt/lists /var/cache/apt /var/cache/ldconfig -type f -cnewer /tmp/start ! -name lock -delete; \
     find /var/log -type f -cnewer /tmp/start -exec truncate --size=0 {} +; \
-    bash /mnt/set-times / /tmp/start; \
+    bash /srv/set-times / /tmp/start; \
     rm /tmp/start; \
     touch --date=2000-01-01T00:00:00Z /tmp
 
@@ -65,7 +65,7 @@ RUN --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=secret,id=pip_conf \
     --mount=type=secret,id=ca_bundle \
     --mount=type=cache,target=/var/cache/pip,sharing=locked \
-    --mount=type=bind,source=docker/build,target=/mnt \
+    --mount=type=bind,source=docker/build,target=/srv \
     export PIP_CACHE_DIR=/var/cache/pip PIP_FIND_LINKS=/wheels PIP_NO_COMPILE=0 MAPANYTHING_TORCH=$TORCH_VARIANT; \
     if test -s /run/secrets/pip_conf; then export PIP_CONFIG_FILE=/run/secrets/pip_conf; fi; \
     if test -s /run/secrets/ca_bundle; then export PIP_CERT=/run/secrets/ca_bundle; fi; \
@@ -84,18 +84,18 @@ RUN --mount=type=bind,from=wheels,target=/wheels \
     PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0 .venv/bin/python -m compileall -f -q -j 0 --invalidation-mode unchecked-hash -x '/tests?/' .venv || true; \
     install -d /out/opt/mapanything; \
     mv .venv /out/opt/mapanything/; \
-    bash /mnt/set-times /out
+    bash /srv/set-times /out
 
 # ---------------------------------------------------------------------------------------------------------------------
 FROM system AS sources
 WORKDIR /out/workspace
 COPY . .
 # Modes as git knows them, whatever umask the clone was made with.
-RUN --mount=type=bind,source=docker/build,target=/mnt \
+RUN --mount=type=bind,source=docker/build,target=/srv \
     chmod -R u=rwX,go=rX .; \
     install -D -m 755 docker/entrypoint /out/usr/local/bin/entrypoint; \
     PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0 python3 -m compileall -f -q --invalidation-mode unchecked-hash mapanything tests tasks.py task_options.py; \
-    bash /mnt/set-times /out
+    bash /srv/set-times /out
 
 # ---------------------------------------------------------------------------------------------------------------------
 FROM system AS final
@@ -137,8 +137,8 @@ LABEL org.opencontainers.image.title="mapanything-opv2v" \
 WORKDIR /workspace
 # An image cannot hold its own digest; this one goes into every run's manifest (mapanything/environment.py). /etc: the
 # builder has put its own files there for a while.
-RUN --mount=type=bind,source=docker/build,target=/mnt \
-    contents=$(python /mnt/fingerprint.py --digest); \
+RUN --mount=type=bind,source=docker/build,target=/srv \
+    contents=$(python /srv/fingerprint.py --digest); \
     code=$(python -c 'from mapanything.environment import code_sha256; print(code_sha256())'); \
     printf '{"revision": "%s", "contents": "%s", "code_sha256": "%s"}\n' "$REVISION" "$contents" "$code" >/opt/mapanything/image.json; \
     touch --date=2000-01-01T00:00:00Z / /etc /opt/mapanything /opt/mapanything/image.json

@@ -13,7 +13,7 @@ import sys
 from importlib import metadata
 
 # What the engine puts into a container, the builder's mounts, and where the digest itself is written.
-SKIPPED = {"/proc", "/sys", "/dev", "/mnt", "/run", "/.dockerenv", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}
+SKIPPED = {"/proc", "/sys", "/dev", "/srv", "/run", "/.dockerenv", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}
 SKIPPED |= {"/etc/mtab", "/opt/mapanything/image.json"}
 
 

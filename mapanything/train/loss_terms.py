@@ -192,7 +192,7 @@ class Normals:
     def __call__(self, scene: Scene) -> Tensor:
         mask = _dense_mask(scene)
         # Unlabelled points are put to 0: a sample without any label has no scale, and what it has could overflow.
-        # Coordinates first, x of all points beside each other: with them last, this term alone took a CPU a fifth of a step.
+        # Coordinates first, x of all points beside each other, which a CPU can vectorise (docs/benchmarks.md).
         points = (side.pts3d_cam.movedim(-1, 0).contiguous() for side in (scene.pred, scene.true))
         pred, true = (torch.where(mask, side, 0) for side in points)
         corners = self._corners(mask)
@@ -230,7 +230,7 @@ def _angle(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _cross(a: Tensor, b: Tensor) -> Tensor:
-    """Cross products of vectors (3, ...). On a CPU, torch.linalg.cross takes ten times as long."""
+    """Cross products of vectors (3, ...). torch.linalg.cross is not vectorised on a CPU."""
     return a.roll(-1, 0) * b.roll(1, 0) - a.roll(1, 0) * b.roll(-1, 0)
 
 

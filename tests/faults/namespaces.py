@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parents[2]
 @functools.cache
 def _may_mount() -> bool:
     try:
-        return subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode == 0
+        return subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/tmp"], capture_output=True).returncode == 0
     except OSError:
         return False
 

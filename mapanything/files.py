@@ -81,8 +81,8 @@ def remove_stale_temporaries(folder: Path, older_than_s: float = 3600.0) -> None
     """Removes what killed runs left in a folder; younger files may belong to a run that is still going on."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(TEMPORARY) and time.time() - entry.stat().st_mtime > older_than_s:
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # as its run gives one its name, it is gone
+                if entry.name.startswith(TEMPORARY) and time.time() - entry.stat().st_mtime > older_than_s:
                     os.unlink(entry.path)
 
 

@@ -14,6 +14,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from process_table import children
 from training_runs import log_of, settings, start, weights
 
 from mapanything.errors import InputError
@@ -214,7 +215,7 @@ def test_killed_loader_process_ends_training_in_seconds_with_one_line(tmp_path, 
     while process.poll() is None and not victims:
         time.sleep(0.05)
         if (out / checkpoints.LAST).exists() and log.exists() and "step" in log.read_text():
-            victims = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+            victims = children(process.pid)
     os.kill(victims[0], signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1, output

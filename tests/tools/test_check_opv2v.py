@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from process_table import children, is_running
 
 from mapanything.errors import InputError
 from mapanything.opv2v.exclude import read_exclude
@@ -255,10 +256,6 @@ def large_root(sample_root: Path, tmp_path: Path) -> Path:
     return tmp_path / "large"
 
 
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def start_with_workers(root: Path) -> tuple[subprocess.Popen[str], list[int]]:
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     arguments = command("--root", root, "--deep", "--jobs", 2)
@@ -266,8 +263,8 @@ def start_with_workers(root: Path) -> tuple[subprocess.Popen[str], list[int]]:
         arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
     for _ in range(600):
-        if len(children(process.pid)) == 2:
-            return process, children(process.pid)
+        if len(workers := children(process.pid)) == 2:
+            return process, workers
         time.sleep(0.05)
     process.kill()
     raise AssertionError("no worker processes")
@@ -275,7 +272,7 @@ def start_with_workers(root: Path) -> tuple[subprocess.Popen[str], list[int]]:
 
 def assert_gone(pids: list[int]) -> None:
     for _ in range(100):
-        if not any(Path(f"/proc/{pid}").exists() for pid in pids):
+        if not any(map(is_running, pids)):
             return
         time.sleep(0.05)
     raise AssertionError("a worker process stayed behind")

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from process_table import children, command_line
 
 from mapanything.errors import InputError
 from mapanything.models.config import TINY, VehicleIdConfig
@@ -143,12 +144,11 @@ def test_killed_process_of_a_device_is_said_and_what_is_written_is_whole(checkpo
         [sys.executable, "-m", "mapanything.tools.infer", *arguments],
         **{"cwd": REPOSITORY, "stderr": subprocess.PIPE, "text": True},
     )
-    children: list[int] = []
-    while len(children) < 2 and process.poll() is None:
+    workers: list[int] = []
+    while len(workers) < 2 and process.poll() is None:
         time.sleep(0.02)
-        pids = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        children = [int(pid) for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(children[0], signal.SIGKILL)
+        workers = [pid for pid in children(process.pid) if b"spawn_main" in command_line(pid)]
+    os.kill(workers[0], signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2 and len(errors.splitlines()) == 1 and "was killed (signal 9" in errors, errors
     assert infer.main(arguments) == 0

@@ -59,7 +59,8 @@ class KilledRun:
                 process.kill()
             codes = self._join(processes, 60)
             if not alive or codes[victim] != -9:
-                assert set(codes) == {0}, f"{codes}: {self.said()}"
+                # Another of them may still have been leaving when it was killed.
+                assert {0} <= set(codes) <= {0, -9} and (self.folder / checkpoints.FINAL).exists(), f"{codes}: {self.said()}"
                 return False
             self.hit[PHASES[phases[victim].value]] += 1
             assert 0 not in codes or (self.folder / checkpoints.FINAL).exists(), f"{codes}: {self.said()}"

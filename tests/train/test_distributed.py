@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from process_table import children, is_running, variables
 from training_runs import finish, log_of, run, same, settings, start, weights
 
 from mapanything.errors import InputError
@@ -176,10 +177,6 @@ def free_port() -> int:
 # One fails
 
 
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def wait_for(process, text: str) -> str:
     seen = ""
     for line in process.stdout:
@@ -195,7 +192,7 @@ def test_a_killed_rank_ends_all_in_seconds_with_its_reason(tmp_path, data):
     wait_for(process, "step 2/2")
     ranks = children(process.pid)
     assert len(ranks) == 2
-    victim = next(p for p in ranks if b"RANK=1\0" in Path(f"/proc/{p}/environ").read_bytes())
+    victim = next(p for p in ranks if b"RANK=1\0" in variables(p))
     os.kill(victim, signal.SIGKILL)
     begin = time.monotonic()
     output = process.stdout.read()
@@ -203,7 +200,7 @@ def test_a_killed_rank_ends_all_in_seconds_with_its_reason(tmp_path, data):
     assert time.monotonic() - begin < 10
     assert code not in (0, 143) and "rank 1 (process" in output and "was killed" in output, output
     assert "Traceback" not in output
-    assert not any(Path(f"/proc/{p}").exists() for p in ranks)
+    assert not any(map(is_running, ranks))
 
 
 @pytest.mark.faults
@@ -213,17 +210,10 @@ def test_workers_do_not_outlive_their_launcher(tmp_path, data):
     ranks = children(process.pid)
     process.kill()
     deadline = time.monotonic() + 15
-    while any(Path(f"/proc/{p}").exists() and "Z" not in state(p) for p in ranks) and time.monotonic() < deadline:
+    while any(map(is_running, ranks)) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert not [p for p in ranks if Path(f"/proc/{p}").exists() and "Z" not in state(p)]
+    assert not any(map(is_running, ranks))
     process.wait()
-
-
-def state(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return "Z"
 
 
 FAILING = """

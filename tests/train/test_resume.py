@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from killed_runs import PHASES, KilledRun
+from process_table import children
 from training_runs import finish, log_of, same, settings, start
 
 from mapanything.train import checkpoints, training
@@ -118,7 +119,7 @@ def test_two_processes_stopped_killed_and_killed_in_part(tmp_path, data):
             lines.append(line)
             if "step 2/2" in line:
                 break
-        ranks = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        ranks = children(process.pid)
         for pid in {"stop": [process.pid], "all": [process.pid, *ranks], "one": ranks[-1:]}[how]:
             os.kill(pid, signal.SIGTERM if how == "stop" else signal.SIGKILL)
         lines.append(process.stdout.read())

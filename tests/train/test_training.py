@@ -6,11 +6,11 @@ import errno
 import json
 import os
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from process_table import children
 from training_runs import log_of, same, settings, start, weights
 
 from mapanything.errors import InputError
@@ -248,9 +248,9 @@ def test_loader_processes_leave_signals_to_training(tmp_path, data):
     for line in process.stdout:
         if "step 3/4" in line:
             break
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert len(children) >= 2
-    for pid in [process.pid, *map(int, children)]:
+    loaders = children(process.pid)
+    assert len(loaders) >= 2
+    for pid in [process.pid, *loaders]:
         os.kill(pid, signal.SIGTERM)
     output = process.stdout.read()
     assert process.wait(60) == 143, output

@@ -338,4 +338,4 @@ def test_a_hundred_thousand_scenes():
     sampler = BudgetSampler(dataset, 12, world_size=5, rank=4)
     start = time.perf_counter()
     assert len(sampler) > 10_000
-    assert time.perf_counter() - start < 1  # 0.02 s measured
+    assert time.perf_counter() - start < 10  # 0.02 s on an idle machine

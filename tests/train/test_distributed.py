@@ -197,7 +197,7 @@ def test_a_killed_rank_ends_all_in_seconds_with_its_reason(tmp_path, data):
     begin = time.monotonic()
     output = process.stdout.read()
     code = process.wait(30)
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 60  # its peers alone would wait for TORCH_DIST_TIMEOUT, two hours
     assert code not in (0, 143) and "rank 1 (process" in output and "was killed" in output, output
     assert "Traceback" not in output
     assert not any(map(is_running, ranks))

@@ -75,7 +75,8 @@ def _opened(path: Path) -> Iterator[tuple[Image.Image, bytes]]:
         with Image.open(io.BytesIO(data)) as image:
             yield image, data
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: can't be decoded ({error}); give a PNG or JPEG image") from error
+        words = str(error).partition(" <_io.")[0]  # Pillow names the object in memory
+        raise InputError(f"{path}: can't be decoded ({words}); give a PNG or JPEG image") from error
 
 
 def image_size(image: Path | NDArray[np.uint8], bayer: str | None) -> tuple[int, int]:

@@ -139,7 +139,8 @@ def _pillow(data: bytes, path: Path, mode: str | None) -> Image.Image:
         zlib.error,
         Image.DecompressionBombError,
     ) as error:
-        raise InputError(f"{path}: can't be decoded ({error}); restore the file") from error
+        words = str(error).partition(" <_io.")[0]  # Pillow names the object in memory
+        raise InputError(f"{path}: can't be decoded ({words}); restore the file") from error
     except (Warning, OverflowError, MemoryError) as error:
         raise InputError(f"{path}: is too large to be a frame's image ({error})") from error
 

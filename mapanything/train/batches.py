@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import multiprocessing
 import re
 import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,8 +19,12 @@ from mapanything.datasets.opv2v import OPV2VScenes
 from mapanything.datasets.sampler import Batch, BudgetSampler
 from mapanything.datasets.views import collate
 from mapanything.errors import InputError
+from mapanything.train.packed import Packed, pack
+
+log = logging.getLogger(__name__)
 
 Views = list[dict[str, Any]]
+LOOK_S = 5  # how often training that waits for a batch looks whether it is to stop
 
 
 class _Guarded(Dataset):
@@ -38,6 +45,21 @@ class _Guarded(Dataset):
 def _collate(samples: list[Views | InputError]) -> Views | InputError:
     error = next((sample for sample in samples if isinstance(sample, InputError)), None)
     return error if error is not None else collate(samples)  # type: ignore[arg-type]
+
+
+def _pack(samples: list[Views | InputError]) -> Packed | InputError:
+    views = _collate(samples)
+    if isinstance(views, InputError):
+        return views
+    try:
+        return pack(views)
+    except RuntimeError as error:
+        if "shared memory" not in str(error):
+            raise
+        return InputError(
+            "/dev/shm is too small for the batches of the loader processes: set SHM_SIZE (compose) or --shm-size (docker), "
+            f"or fewer machine.num_workers ({str(error).rpartition(': ')[2]})"
+        )
 
 
 def _ignore_signals(_: int) -> None:
@@ -61,6 +83,23 @@ def lost_loader(error: BaseException) -> str | None:
     )
 
 
+def end_loaders() -> None:
+    """Ends the loader processes that are left when training leaves.
+
+    torch would wait five seconds for each that hangs. Python would end them at its own end, with a SIGTERM, which they leave
+    to training, and wait for them without end.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    # torch's handler takes a loader that ends for an accident.
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if main else None
+    for child in multiprocessing.active_children():
+        if child.daemon:  # as all loaders are
+            child.kill()
+            child.join(5)
+    if main:
+        signal.signal(signal.SIGCHLD, before)
+
+
 class Feed:
     """A data set's batches for one rank, in the sampler's order.
 
@@ -74,22 +113,46 @@ class Feed:
             _Guarded(scenes),
             batch_sampler=sampler,
             num_workers=num_workers,
-            collate_fn=_collate,
+            collate_fn=_pack if num_workers else _collate,
             pin_memory=pin,
             persistent_workers=keep_workers and num_workers > 0,
             prefetch_factor=2 if num_workers else None,
+            timeout=LOOK_S if num_workers else 0,
             worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # else every start of an epoch, or a resume in it, would draw from training's
         )
 
-    def batches(self) -> Iterator[tuple[Batch, Views | InputError]]:
-        """What is left of the sampler's epoch. An InputError is a batch that can't be made."""
+    def batches(self, stopped: Callable[[], bool] = lambda: False) -> Iterator[tuple[Batch, Views | InputError | None]]:
+        """What is left of the sampler's epoch.
+
+        An InputError is a batch that can't be made; None, the last one then, has not come when `stopped` is true.
+        """
         batches, loaded = self.sampler.batches(), iter(self._loader)
         for batch in batches:
             start = time.perf_counter()
-            views = next(loaded)
+            views = self._next(loaded, stopped)
             self.waited_s += time.perf_counter() - start
             yield batch, views
+            if views is None:
+                return
+
+    @staticmethod
+    def _next(loaded: Iterator[Any], stopped: Callable[[], bool]) -> Views | InputError | None:
+        begin = said = time.monotonic()
+        while True:
+            try:
+                views = next(loaded)
+                return views.unpack() if isinstance(views, Packed) else views
+            except RuntimeError as error:
+                pinning = getattr(loaded, "_pin_memory_thread", None)  # without it nothing will ever come
+                if not str(error).startswith("DataLoader timed out") or (pinning is not None and not pinning.is_alive()):
+                    raise
+            if stopped():
+                end_loaders()
+                return None
+            if time.monotonic() - said > 60:
+                said = time.monotonic()
+                log.warning("no batch for %.0f s: does the disk or server answer that holds the data?", said - begin)
 
     def largest(self) -> Views:
         """A batch as large as any can be: one of the scenes with most views, as often as the budget allows."""

@@ -33,7 +33,7 @@ from mapanything.train.watch import Stop, Watch
 
 log = logging.getLogger(__name__)
 
-Step = tuple[list[Batch], list[Views | InputError]]
+Step = tuple[list[Batch], list[Views | InputError | None]]
 
 
 class Trainer:
@@ -115,15 +115,18 @@ class Trainer:
 
     def _steps(self, feed: Feed) -> Iterator[Step]:
         batches: list[Batch] = []
-        parts: list[Views | InputError] = []
-        for batch, views in feed.batches():
+        parts: list[Views | InputError | None] = []
+        for batch, views in feed.batches(self._asked_to_stop):
             batches.append(batch)
             parts.append(views)
-            if batch.last:
+            if batch.last or views is None:
                 yield batches, parts
                 batches, parts = [], []
 
-    def _may_go_on(self, parts: list[Views | InputError]) -> bool:
+    def _asked_to_stop(self) -> bool:
+        return self.stop.signum != 0
+
+    def _may_go_on(self, parts: list[Views | InputError | None]) -> bool:
         """Agrees with all ranks before a step; saves where a checkpoint is due. False: asked to stop, and saved."""
         run = self.run
         error = next((part for part in parts if isinstance(part, InputError)), None)
@@ -294,7 +297,7 @@ class Trainer:
         meter, drawn = Meter(), 0
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
             torch.manual_seed(run.params.seed)
-            for batch, part in feed.batches():
+            for batch, part in feed.batches(self._asked_to_stop):
                 error = part if isinstance(part, InputError) else None
                 stop, broken = run.process.agree(self.stop.signum, int(error is not None))
                 if stop or broken:

@@ -218,7 +218,7 @@ class Run:
         notes += stages.differences(saved["layout"], self._layout())
         if saved["fingerprint"]["code_sha256"] != fingerprint()["code_sha256"]:
             notes.append("the code")
-        if fresh and saved["optimizer"]:
+        if fresh and any(saved["optimizer"].values()):  # none before the first step
             notes.append(f"{fresh} parameters learn now that did not before")
         if saved["layout"]["world_size"] == self.process.world_size:
             self._random = saved["random"][self.process.rank]

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from mapanything.errors import InputError, run_command
 from mapanything.files import DISK_ERRORS
 from mapanything.train import logs
-from mapanything.train.batches import lost_loader
+from mapanything.train.batches import end_loaders, lost_loader
 from mapanything.train.checkpoints import FINAL, LAST, PREVIOUS
 from mapanything.train.distributed import Plan, Process, depart, join, plan, under_launcher
 from mapanything.train.loop import Trainer
@@ -114,7 +114,10 @@ def _train(config: DictConfig, layout: Plan, process: Process, stop: Stop, watch
             log.info("%s: all %d epochs are done; give more train_params.epochs, or --fresh", run.folder, run.params.epochs)
             logs.write_status(run.folder, state="finished")
         else:
-            code = Trainer(run, stop, watch).train()
+            try:
+                code = Trainer(run, stop, watch).train()
+            finally:
+                end_loaders()
         watch.finish()
         depart(process)
         return code

@@ -55,6 +55,12 @@ def test_read_only(tool, checkpoint, tmp_path):
     assert not list(out.iterdir())
 
 
+def test_too_little_shared_memory_for_the_loaders(tmp_path, data):
+    arguments = settings(tmp_path / "out", data, "machine.num_workers=2")
+    done = run_with(small_disk(Path("/dev/shm"), 200), module("train.training", *arguments))
+    assert_one_line(done, "/dev/shm", "SHM_SIZE", "No space left")
+
+
 @pytest.mark.faults(long=True)
 def test_training_into_a_read_only_folder(tmp_path, data):
     out = tmp_path / "out"

@@ -46,9 +46,9 @@ class Stage:
 _SINGLE = "dataset.coop_single_share=0.33"
 _VEHICLE_ID = (f"model.vehicle_id.num_roles={VEHICLES}", "+train_params.submodule_lr.vehicle_id=2e-2")
 STAGES = (
-    Stage(20, 8, 1e-3, ("model.pretrained=null",)),
-    Stage(18, 8, 4e-4, (*_VEHICLE_ID, _SINGLE)),
-    Stage(6, 10, 2e-4, (*_VEHICLE_ID, _SINGLE, "model.encoder.gradient_checkpointing=false")),
+    Stage(24, 8, 1e-3, ("model.pretrained=null",)),
+    Stage(22, 8, 4e-4, (*_VEHICLE_ID, _SINGLE)),
+    Stage(8, 10, 2e-4, (*_VEHICLE_ID, _SINGLE, "model.encoder.gradient_checkpointing=false")),
 )
 
 

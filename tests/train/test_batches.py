@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data._utils.pin_memory import pin_memory
 from training_runs import finish, same, settings, start
 
 from mapanything.datasets.opv2v import OPV2VDataset
@@ -50,6 +51,16 @@ def test_packed_is_what_was_given(batch: list[dict]):
     assert packed.content.is_shared()
     assert_equal(packed.unpack(), batch)
     assert all(t.data_ptr() % 64 == 0 for view in packed.unpack() for t in view.values() if torch.is_tensor(t) and t.numel())
+
+
+def test_pinned_in_one_piece(monkeypatch):
+    """By torch's loader where there is a GPU."""
+    batch = [{"a": torch.arange(3), "b": "x"}, {"a": torch.ones(2, 2)}]
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pieces.append(tensor.clone()) or pieces[-1])
+    pieces: list[torch.Tensor] = []
+    pinned = pin_memory(pack(batch))
+    assert len(pieces) == 1 and pinned.content is pieces[0]
+    assert_equal(pinned.unpack(), batch)
 
 
 def feed(data, workers: int) -> Feed:

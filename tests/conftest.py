@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 SAMPLE = Path(__file__).parent / "fixtures" / "sample_opv2v"
 
@@ -17,9 +18,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Ctrl-C means something to the programs that tests start, also where a shell in the background has it ignored."""
+    # Ctrl-C means something to the programs that tests start, also where a shell in the background has it ignored.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Nothing that hypothesis tries has a time limit: on a busy machine any example can take a second.
+    calm = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+    settings.register_profile("busy", parent=settings.default, **calm)
+    settings.load_profile("busy")
 
 
 @pytest.fixture

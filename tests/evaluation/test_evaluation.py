@@ -263,7 +263,7 @@ def known(network: MapAnything) -> tuple[list[dict[str, Any]], Any]:
     return sample, predict_scene(network, sample)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_only_images_reach_the_network(network: MapAnything, known: tuple[list[dict[str, Any]], Any], data: st.DataObject):
     """Whatever a sample holds besides the images, and whatever is added to it: the prediction is the same, bit for bit."""

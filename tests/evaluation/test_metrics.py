@@ -168,7 +168,7 @@ def test_lidar_can_be_the_true_cloud(truth):
     assert values["chamfer_true_to_pred_m"] == pytest.approx(brute_force(cloud, ours).mean())
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 5), st.integers(0, 2**32 - 1), st.sampled_from(["nan", "inf", "zero", "huge", "none", "backwards"]))
 def test_nothing_odd_crashes_or_warns(views, seed, kind):
     rng = np.random.default_rng(seed)
@@ -310,7 +310,6 @@ def test_pairs_without_a_baseline():
     assert metrics.pair_errors_deg(together, true) == pytest.approx(90)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 180), max_size=30), st.sampled_from([5, 10, 20]))
 def test_auc_is_the_area_below_the_recall_curve(errors, threshold):
     errors = np.array(errors)
@@ -332,7 +331,6 @@ def test_auc_is_the_area_below_the_recall_curve(errors, threshold):
 # Depth
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(-5, 500), st.floats(0.1, 500)), min_size=1, max_size=40))
 def test_depth_errors_are_those_of_a_loop(pairs):
     p, t = (np.array(column) for column in zip(*pairs))
@@ -362,7 +360,7 @@ def brute_force(queries, reference):
     return np.array([min((np.linalg.norm(q - r) for r in reference), default=np.inf) for q in queries])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(0, 60),
     st.integers(0, 60),
@@ -423,7 +421,7 @@ def test_chamfer_is_that_of_loops():
     assert np.mean(some) == pytest.approx((there + back) / 2, rel=0.02)  # a part of the points gives no other figure
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 50), st.integers(0, 2**32 - 1), st.sampled_from([0.3, 0.5, 1.0, 7.0]), st.sampled_from([1.0, 10.0]))
 def test_cells_are_those_of_a_loop(n, seed, cell, extent):
     points = np.random.default_rng(seed).uniform(-15, 15, (n, 3))

@@ -62,7 +62,7 @@ def same(a: list[dict], b: list[dict]) -> bool:
     return all(x.keys() == y.keys() and all(equal(x[key], y[key]) for key in x) for x, y in zip(a, b, strict=True))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32), st.sampled_from(EVERY_INPUT), st.booleans())
 def test_changed_ground_truth_never_changes_what_the_network_sees(seed: int, named: set[str], vehicle_id: bool):
     inputs = {"images", *named}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from file_bytes import POINTS, npy_bytes, pcd_bytes, png_bytes
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mapanything.errors import InputError
@@ -28,7 +28,7 @@ from mapanything.opv2v.yaml_file import read_yaml
 
 pytestmark = pytest.mark.faults
 PATH = Path("somewhere/000069.file")
-EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+EXAMPLES = settings(max_examples=150, derandomize=True)
 
 YAML_TEXT = b"""\
 camera0:

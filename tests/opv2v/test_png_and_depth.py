@@ -38,7 +38,7 @@ def encode(pixels: np.ndarray, filters: list[int], parts: int = 1) -> bytes:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 12), st.integers(1, 4), st.booleans())
 def test_fast_decoder_and_pillow_agree(seed, width, height, parts, only_sub):
     rng = np.random.default_rng(seed)
@@ -112,7 +112,7 @@ depth_maps = st.integers(0, 2**32 - 1).map(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(depth_maps)
 def test_depth_comes_back(tmp_path_factory, depth):
     folder = tmp_path_factory.mktemp("depth")

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from mapanything.errors import InputError
-from mapanything.opv2v.png import read_bytes
+from mapanything.opv2v.png import pillow_words, read_bytes
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 BAYER_PATTERNS = ("RGGB", "BGGR", "GRBG", "GBRG")
@@ -75,8 +75,7 @@ def _opened(path: Path) -> Iterator[tuple[Image.Image, bytes]]:
         with Image.open(io.BytesIO(data)) as image:
             yield image, data
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError) as error:
-        words = str(error).partition(" <_io.")[0]  # Pillow names the object in memory
-        raise InputError(f"{path}: can't be decoded ({words}); give a PNG or JPEG image") from error
+        raise InputError(f"{path}: can't be decoded ({pillow_words(error)}); give a PNG or JPEG image") from error
 
 
 def image_size(image: Path | NDArray[np.uint8], bayer: str | None) -> tuple[int, int]:

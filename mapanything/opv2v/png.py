@@ -122,6 +122,11 @@ def read_png16(path: Path) -> NDArray[np.integer]:
     return np.asarray(_pillow(data, path, None)).astype(np.uint16 if info.bit_depth == 16 else np.uint8, copy=False)
 
 
+def pillow_words(error: Exception) -> str:
+    """What Pillow says, without the object in memory that it names instead of the file."""
+    return str(error).partition(" <_io.")[0]
+
+
 def _pillow(data: bytes, path: Path, mode: str | None) -> Image.Image:
     if data[:8] == SIGNATURE:
         check_png(data, path)  # Pillow passes over the checksums of pixels
@@ -139,8 +144,7 @@ def _pillow(data: bytes, path: Path, mode: str | None) -> Image.Image:
         zlib.error,
         Image.DecompressionBombError,
     ) as error:
-        words = str(error).partition(" <_io.")[0]  # Pillow names the object in memory
-        raise InputError(f"{path}: can't be decoded ({words}); restore the file") from error
+        raise InputError(f"{path}: can't be decoded ({pillow_words(error)}); restore the file") from error
     except (Warning, OverflowError, MemoryError) as error:
         raise InputError(f"{path}: is too large to be a frame's image ({error})") from error
 

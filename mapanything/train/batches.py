@@ -92,10 +92,12 @@ def end_loaders() -> None:
     main = threading.current_thread() is threading.main_thread()
     # torch's handler takes a loader that ends for an accident.
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if main else None
-    for child in multiprocessing.active_children():
-        if child.daemon:  # as all loaders are
-            child.kill()
-            child.join(5)
+    loaders = [child for child in multiprocessing.active_children() if child.daemon]
+    for loader in loaders:
+        loader.kill()
+    deadline = time.monotonic() + 5  # for all: one that waits for a disk can't even be killed
+    for loader in loaders:
+        loader.join(max(0.0, deadline - time.monotonic()))
     if main:
         signal.signal(signal.SIGCHLD, before)
 

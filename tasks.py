@@ -36,7 +36,7 @@ def command(module: str, *options: Option) -> Callable[[Callable[[], None]], Tas
 
     def make(function: Callable[[], None]) -> Task:
         def body(given: SimpleNamespace) -> None:
-            run("-m", f"mapanything.{module}", *given.words, *typed()[1])
+            run("-m", module if module.startswith("dev.") else f"mapanything.{module}", *given.words, *typed()[1])
 
         return with_options(*options)(update_wrapper(body, function))
 
@@ -376,12 +376,12 @@ def lint(given: SimpleNamespace) -> None:
     """Checks style, formatting, the locks, the shell scripts, the Dockerfile and the compose file."""
     run("-m", "ruff", "check", *as_value("fix", given.fix))
     run("-m", "ruff", "format", *([] if given.fix else ["--check"]))
-    run("-m", "mapanything.tools.lock", "--check")
-    run("-m", "mapanything.tools.lint", *as_value("all", given.all))
+    run("-m", "dev.lock", "--check")
+    run("-m", "dev.lint", *as_value("all", given.all))
 
 
 @command(
-    "tools.bench",
+    "dev.bench",
     position("what", "data, model, train, results, viz or all"),
     path("root", "image root whose first complete frame is used (default: data/opv2v_images, else generated)"),
     value("rounds", "timed rounds"),
@@ -392,7 +392,7 @@ def bench() -> None:
 
 
 @command(
-    "tools.lock",
+    "dev.lock",
     flag("check", "only say whether the locks fit requirements/base.in; needs no network"),
     flag("upgrade", "take the newest versions instead of keeping pins"),
 )
@@ -401,7 +401,7 @@ def lock() -> None:
 
 
 @command(
-    "tools.image",
+    "dev.image",
     value("variant", "cuda (default) or cpu: which torch is in it"),
     value("tag", "name of the image (default: mapanything-opv2v:VARIANT)"),
     path("wheels", "folder with wheels that pip's index does not have, such as torch's CPU wheel (default: PIP_FIND_LINKS)"),

@@ -12,12 +12,14 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import TypedDict
 
+from mapanything.errors import InputError
 from mapanything.files import read_json
 
 ROOT = Path(__file__).parents[1]
@@ -106,3 +108,14 @@ def _ask_git(root: Path) -> tuple[str | None, bool | None]:
         return None, None
     changed = git("status", "--porcelain", "--untracked-files=no")
     return commit, None if changed is None else bool(changed)
+
+
+def requirement_lines(path: Path) -> list[str]:
+    """The requirements in a file without hashes, comments and continuation marks, one string each."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); restore it from git") from error
+    text = text.replace("\\\n", " ")
+    lines = (re.sub(r"(\s--hash=\S+)+", "", line.split("#")[0]).strip() for line in text.splitlines())
+    return [line for line in lines if line]

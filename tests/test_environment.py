@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mapanything.tools import lock
+from dev import lock
 
 REPOSITORY = Path(__file__).parents[1]
 REQUIREMENTS = REPOSITORY / "requirements"

@@ -21,13 +21,27 @@ MAY_IMPORT = {
     "geometry": set(),
     "opv2v": {"geometry"},
     "datasets": {"geometry", "opv2v"},
-    "visualization": {"geometry", "opv2v", "inference"},
-    "utils": {"geometry", "opv2v", "visualization"},
+    "results": {"geometry", "opv2v", "inference", "pictures"},
+    "pictures": {"geometry", "opv2v", "results"},
+    "viewer": {"geometry", "opv2v", "results", "pictures"},
+    "utils": {"geometry", "opv2v", "results", "pictures"},
     "models": {"geometry"},
     "train": {"geometry", "opv2v", "datasets", "models"},
-    "inference": {"geometry", "opv2v", "datasets", "models"},
-    "evaluation": {"geometry", "opv2v", "datasets", "models", "inference", "visualization"},
-    "tools": {"geometry", "opv2v", "datasets", "models", "train", "inference", "evaluation", "visualization", "utils"},
+    "inference": {"geometry", "opv2v", "datasets", "models", "results"},
+    "evaluation": {"geometry", "opv2v", "datasets", "models", "inference", "results", "pictures"},
+    "tools": {
+        "geometry",
+        "opv2v",
+        "datasets",
+        "models",
+        "train",
+        "inference",
+        "evaluation",
+        "results",
+        "pictures",
+        "viewer",
+        "utils",
+    },
 }
 
 
@@ -93,14 +107,8 @@ def test_tasks_import_none_of_it(file):
     assert roots <= sys.stdlib_module_names | {"invoke", "task_options"}
 
 
-@pytest.mark.parametrize("name", ["opv2v.check.run", "opv2v.index", "visualization.render", "tools.check_opv2v", "tools.viz"])
+@pytest.mark.parametrize("name", ["opv2v.check.run", "opv2v.index", "pictures.render", "tools.check_opv2v", "tools.viz"])
 def test_heavy_libraries_load_only_where_they_are_used(name):
     code = f"import sys, mapanything.{name}; print([m for m in ('torch', 'open3d', 'matplotlib.pyplot') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "[]\n" and done.stderr == ""
-
-
-def test_no_two_test_files_of_one_name() -> None:
-    """pytest imports them by their base names, as there is no __init__.py beside them."""
-    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
-    assert sorted(names) == sorted(set(names))

@@ -23,11 +23,11 @@ from mapanything.evaluation import figures, pictures, report
 from mapanything.evaluation.report import Row, Summary
 from mapanything.evaluation.scene import Measured, Options, Truth, measure
 from mapanything.files import write_atomic
-from mapanything.inference.export import Settings, scene_folder, write_scene
 from mapanything.inference.predict import Reconstruction, predict_scene, reconstruct
 from mapanything.inference.select import RESOLUTION, Scene, SceneKey, depth_layout, load_scene
 from mapanything.inference.stream import ahead
 from mapanything.models.mapanything import MapAnything
+from mapanything.results.export import Settings, scene_folder, write_scene
 
 READERS, MEASURERS = 2, 2
 Progress = Callable[[str], None]  # a scene is done, or (not '') what is wrong with it

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mapanything.evaluation.report import Row, Summary, parts
-from mapanything.visualization.figures import DARK, GRID, LIGHT, new_figure, png_bytes
+from mapanything.pictures.canvas import DARK, GRID, LIGHT, new_figure, png_bytes
 
 PANELS = (
     ("pose_translation_m", "pose translation, m"),

@@ -11,8 +11,9 @@ from mapanything.evaluation.clouds import sample_rows
 from mapanything.evaluation.metrics import Float, proper_poses
 from mapanything.evaluation.scene import Truth, in_one_frame
 from mapanything.inference.predict import Reconstruction
-from mapanything.visualization import figures, render
-from mapanything.visualization.scenes import Cameras, Cloud
+from mapanything.pictures import canvas as figures
+from mapanything.pictures import render
+from mapanything.pictures.scenes import Cameras, Cloud
 
 PREDICTED, TRUE = np.array([255, 145, 0], np.uint8), np.array([0, 229, 255], np.uint8)
 TRUE_POINTS = np.array([70, 150, 190], np.uint8)

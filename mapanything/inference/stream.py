@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 import torch
 
 from mapanything.errors import InputError
-from mapanything.inference.export import Settings, scene_folder, write_scene
 from mapanything.inference.predict import predict_scene, reconstruct
 from mapanything.inference.select import Scene, SceneKey, depth_layout, load_scene
 from mapanything.models.mapanything import MapAnything
 from mapanything.processes import holding_ctrl_c
+from mapanything.results.export import Settings, scene_folder, write_scene
 
 READERS, WRITERS = 3, 3
 Report = Callable[[SceneKey, str], None]  # a scene is done; what is wrong with it, '' if nothing

@@ -23,10 +23,9 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from mapanything.environment import Fingerprint, fingerprint, in_container
+from mapanything.environment import Fingerprint, fingerprint, in_container, requirement_lines
 from mapanything.errors import InputError, run_command
 from mapanything.opv2v.layout import find_splits, list_folders
-from mapanything.tools.lock import requirement_lines
 from mapanything.tools.options import DEPTH, IMAGES
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ from typing import Any
 
 from mapanything.errors import InputError, run_command
 from mapanything.files import writing_alone
-from mapanything.inference.clouds import CLOUD_FROM_CV, ENCODERS
+from mapanything.results.clouds import CLOUD_FROM_CV, ENCODERS
 from mapanything.tools.options import DEPTH, add_data_options, parse_devices, parse_resolution, positive, selection
 
 AMP = ("auto", "bf16", "fp16", "fp32")
@@ -66,10 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError("--checkpoint: give the network, such as experiments/<run>/checkpoint-best.pth")
     clouds = _names(args.cloud, ENCODERS, "cloud") if args.cloud != "none" else ()
     # What needs torch loads after the command line has been understood.
-    from mapanything.inference.export import Settings, is_done, scene_folder
     from mapanything.inference.predict import USES, parse_inputs
     from mapanything.inference.select import MAIN_AGENT, RESOLUTION, depth_layout, find_scenes
     from mapanything.inference.stream import Job, run
+    from mapanything.results.export import Settings, is_done, scene_folder
 
     inputs = parse_inputs(args.inputs)
     mode = "coop" if args.coop else "single"

@@ -22,7 +22,7 @@ from pathlib import Path
 from mapanything.errors import run_command
 from mapanything.opv2v.layout import Selection
 from mapanything.tools.options import add_frame_options, file_name
-from mapanything.visualization.viewer_frames import Catalog
+from mapanything.viewer.frames import Catalog
 
 PORT = 8080
 
@@ -33,14 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     fields = {"splits": args.split, "scenarios": args.scenario, "agents": args.agent, "frames": args.frame}
     start = catalog.first(Selection(**{name: (value,) for name, value in fields.items() if value}))
     if args.rrd is not None:
-        from mapanything.visualization.recording import write_recording
+        from mapanything.viewer.recording import write_recording
 
         frames = (args.frame,) if args.frame else catalog.frames(start.split, start.scenario, start.agent)
         count = write_recording(args.rrd, catalog, start, frames, lambda line: print(f"note: {line}", file=sys.stderr))
         print(f"{args.rrd}: {count} of {len(frames)} frames of {start.split}/{start.scenario}/{start.agent}")
         return 0
 
-    from mapanything.visualization.viewer import Viewer, is_local
+    from mapanything.viewer.server import Viewer, is_local
 
     def stop(*_: object) -> None:
         raise SystemExit(128 + signal.SIGTERM)

@@ -19,13 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mapanything.errors import run_command
+from mapanything.pictures.viewpoints import VIEWS
 from mapanything.tools import viz_options as options
 from mapanything.tools import viz_predictions as predictions
 from mapanything.tools import viz_scenes as scenes
 from mapanything.tools import viz_sequence as sequences
 from mapanything.tools.options import add_jobs, add_option, length, odd, positive
 from mapanything.tools.viz_newest import draw_newest
-from mapanything.visualization.views import VIEWS
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,10 +10,10 @@ from pathlib import Path
 from mapanything.errors import InputError
 from mapanything.opv2v.layout import FrameKey, FramePaths, is_folder
 from mapanything.opv2v.png import read_image
+from mapanything.results.read import RECORD, read_prediction
 from mapanything.tools.options import IMAGES
 from mapanything.tools.viz_options import OUTPUTS, save
 from mapanything.tools.viz_scenes import draw_alone
-from mapanything.visualization.predictions import RECORD, read_prediction
 
 EXPERIMENTS = Path("experiments")
 LOG, PICTURES = "log.txt", "pictures"  # in a run's folder (train/logs.py, which loads torch)
@@ -67,8 +67,8 @@ def draw_newest(args: argparse.Namespace, parser: argparse.ArgumentParser) -> in
 
 
 def _draw_run(args: argparse.Namespace, folder: Path) -> int:
+    from mapanything.pictures.curves import draw_run
     from mapanything.train.logs import read_log
-    from mapanything.visualization.curves import draw_run
 
     pictures = sorted((folder / PICTURES).glob("*.png"), key=lambda path: path.stat().st_mtime)
     picture = read_image(pictures[-1]) if pictures else None

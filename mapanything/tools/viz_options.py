@@ -24,11 +24,11 @@ from mapanything.opv2v.layout import (
     scan,
     scan_agent,
 )
+from mapanything.pictures.picture import HIDEABLE, Picture
+from mapanything.pictures.render import View, chase_view
+from mapanything.pictures.scenes import AgentFrame, read_timestamp
+from mapanything.pictures.viewpoints import STYLE, VIEWS
 from mapanything.tools.options import DEPTH, add_frame_options, add_option, file_name, length
-from mapanything.visualization.pictures import HIDEABLE, Picture
-from mapanything.visualization.render import View, chase_view
-from mapanything.visualization.scenes import AgentFrame, read_timestamp
-from mapanything.visualization.views import STYLE, VIEWS
 
 MIN_RANGE = 60.0  # metres
 OUTPUTS = Path("visualization_outputs")
@@ -171,7 +171,7 @@ def save(args: argparse.Namespace, name: str, data: bytes) -> int:
 
 def show_window(args: argparse.Namespace, picture: Picture, name: str, view: View | None = None) -> int:
     """Open3D's window with the picture's layers; its S key writes where the picture would have gone."""
-    from mapanything.visualization.window import show
+    from mapanything.pictures.window import show
 
     shown = {layer: list(picture.layers[layer]) for layer in ("cloud", "ground_truth", "boxes") if layer in picture.layers}
     shown["cameras"] = [*picture.layers.get("cameras", ()), *picture.layers.get("axes", ())]

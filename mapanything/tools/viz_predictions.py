@@ -14,6 +14,27 @@ from mapanything.geometry.carla import cv_points, ue_points
 from mapanything.opv2v.depth import clean_depth, is_dense, lidar_depth, read_depth
 from mapanything.opv2v.layout import DepthLayout
 from mapanything.opv2v.png import read_image
+from mapanything.pictures import canvas as figures
+from mapanything.pictures.canvas import LIGHT
+from mapanything.pictures.comparison import PANEL, Comparison, draw_comparison
+from mapanything.pictures.comparison import compare as compare_clouds
+from mapanything.pictures.depth import DepthView, draw_depths
+from mapanything.pictures.picture import PREDICTED, TRUE, TRUE_BELOW, Picture, cloud_picture
+from mapanything.pictures.scenes import (
+    BOX_COLOR,
+    CAMERA_NAMES,
+    LIDAR_HEIGHT,
+    AgentFrame,
+    Cloud,
+    agent_color,
+    build_scene,
+    in_range,
+    no_cameras,
+)
+from mapanything.pictures.sheets import RING_SIGN, RING_TEXT, Mark
+from mapanything.pictures.viewpoints import STYLE, named_view
+from mapanything.results.cloud_files import read_cloud
+from mapanything.results.read import PredictedScene, find_predictions, read_prediction
 from mapanything.tools.options import DEPTH
 from mapanything.tools.viz_options import (
     MIN_RANGE,
@@ -25,27 +46,6 @@ from mapanything.tools.viz_options import (
     show_window,
     title_of,
 )
-from mapanything.visualization import figures
-from mapanything.visualization.cloud_files import read_cloud
-from mapanything.visualization.comparison import PANEL, Comparison, draw_comparison
-from mapanything.visualization.comparison import compare as compare_clouds
-from mapanything.visualization.depth_pictures import DepthView, draw_depths
-from mapanything.visualization.figures import LIGHT
-from mapanything.visualization.pictures import PREDICTED, TRUE, TRUE_BELOW, Picture, cloud_picture
-from mapanything.visualization.predictions import PredictedScene, find_predictions, read_prediction
-from mapanything.visualization.scenes import (
-    BOX_COLOR,
-    CAMERA_NAMES,
-    LIDAR_HEIGHT,
-    AgentFrame,
-    Cloud,
-    agent_color,
-    build_scene,
-    in_range,
-    no_cameras,
-)
-from mapanything.visualization.sheets import RING_SIGN, RING_TEXT, Mark
-from mapanything.visualization.views import STYLE, named_view
 
 SQUARE = (700, 700)  # pixels of a panel that looks from above
 

@@ -14,6 +14,24 @@ from numpy.typing import NDArray
 from mapanything.errors import InputError
 from mapanything.geometry.carla import cv_points
 from mapanything.opv2v.png import read_image
+from mapanything.pictures import canvas as figures
+from mapanything.pictures import overlay, plots, render
+from mapanything.pictures.picture import HEIGHT_BAR, Picture, cloud_picture, draw_sheet, draw_view, scene_picture
+from mapanything.pictures.scenes import (
+    CAMERA_NAMES,
+    LIDAR_HEIGHT,
+    Axes,
+    Cloud,
+    Scene,
+    build_scene,
+    height_colors,
+    in_range,
+    vehicle_boxes,
+)
+from mapanything.pictures.trajectories import read_positions, trajectories
+from mapanything.pictures.viewpoints import STYLE
+from mapanything.results.cloud_files import read_cloud
+from mapanything.results.read import PredictedScene
 from mapanything.tools.viz_options import (
     MIN_RANGE,
     Timestamp,
@@ -26,23 +44,6 @@ from mapanything.tools.viz_options import (
     title_of,
 )
 from mapanything.tools.viz_predictions import add_prediction, check_images, find_prediction, prediction_picture
-from mapanything.visualization import figures, overlay, plots, render
-from mapanything.visualization.cloud_files import read_cloud
-from mapanything.visualization.paths import read_positions, trajectories
-from mapanything.visualization.pictures import HEIGHT_BAR, Picture, cloud_picture, draw_sheet, draw_view, scene_picture
-from mapanything.visualization.predictions import PredictedScene
-from mapanything.visualization.scenes import (
-    CAMERA_NAMES,
-    LIDAR_HEIGHT,
-    Axes,
-    Cloud,
-    Scene,
-    build_scene,
-    height_colors,
-    in_range,
-    vehicle_boxes,
-)
-from mapanything.visualization.views import STYLE
 
 UNSEEN_COLOR = (255, 140, 230)  # boxes of vehicles that only other agents saw
 CELL_WIDTH = 800  # pixels that an image of the sheet has at least

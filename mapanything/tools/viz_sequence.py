@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mapanything.errors import InputError
+from mapanything.pictures import canvas as figures
+from mapanything.pictures.picture import draw_sheet, draw_view
+from mapanything.pictures.trajectories import read_positions
+from mapanything.pictures.video import SUFFIXES, open_sequence
 from mapanything.processes import holding_ctrl_c
 from mapanything.tools.viz_options import default_range, find_timestamp, output_path
 from mapanything.tools.viz_predictions import find_prediction, predicted_frames
 from mapanything.tools.viz_scenes import frames_around, pose_png, read_scene, timestamp_picture
-from mapanything.visualization import figures
-from mapanything.visualization.paths import read_positions
-from mapanything.visualization.pictures import draw_sheet, draw_view
-from mapanything.visualization.video import SUFFIXES, open_sequence
 
 KINDS = ("pose", "cloud", "boxes")
 Image3 = NDArray[np.uint8]

@@ -25,8 +25,7 @@ from mapanything.geometry.rigid import transform
 from mapanything.opv2v.frame import read_frame
 from mapanything.opv2v.layout import find_splits, list_folders, scan_agent
 from mapanything.opv2v.pcd import read_pcd
-from mapanything.visualization.predictions import PredictedScene, error_cloud, find_predictions, read_prediction
-from mapanything.visualization.scenes import (
+from mapanything.pictures.scenes import (
     AgentFrame,
     Boxes,
     Cloud,
@@ -35,6 +34,7 @@ from mapanything.visualization.scenes import (
     read_timestamp,
     vehicle_boxes,
 )
+from mapanything.results.read import PredictedScene, error_cloud, find_predictions, read_prediction
 
 __all__ = ["AgentFrame", "Boxes", "Cloud", "PredictedScene", "Scene", "build_scene", "error_cloud", "find_predictions",
            "load_agents", "load_cloud", "read_prediction", "vehicle_boxes"]  # fmt: skip

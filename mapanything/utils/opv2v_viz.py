@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from mapanything.errors import InputError
 from mapanything.opv2v.png import read_image
-from mapanything.visualization.overlay import depth_colors, draw_boxes, draw_points, project_points
-from mapanything.visualization.render import View, chase_view, fitted_view, render, save_view_png, write_png
-from mapanything.visualization.scenes import AgentFrame, height_colors, map_colors, vehicle_boxes
-from mapanything.visualization.views import camera_view, top_view
+from mapanything.pictures.overlay import depth_colors, draw_boxes, draw_points, project_points
+from mapanything.pictures.render import View, chase_view, fitted_view, render, save_view_png, write_png
+from mapanything.pictures.scenes import AgentFrame, height_colors, map_colors, vehicle_boxes
+from mapanything.pictures.viewpoints import camera_view, top_view
 
 __all__ = [
     "View",

@@ -98,10 +98,10 @@ def test_tests_pass_inside(host: Host) -> None:
     """
     rooms = (
         *(f"opv2v/test_{name}.py" for name in ("index", "bad_files", "file_bombs", "png_and_depth")),
-        *(f"visualization/test_{name}.py" for name in ("render", "window", "video")),
+        *(f"pictures/test_{name}.py" for name in ("render", "window", "video")),
         *(f"tools/test_{name}.py" for name in ("check_opv2v", "make_depth", "viewer_tool")),
         "datasets/test_opv2v.py",
-        "inference/test_export.py",
+        "results/test_export.py",
         "models/test_model_infer.py",
         "train/test_training.py",
     )

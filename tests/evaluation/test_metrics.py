@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from known_errors import HEIGHT, WIDTH, make_truth, moved, perfect, pose, scaled, turn_deg
 
 from mapanything.evaluation import clouds, metrics, statistics
 from mapanything.evaluation.scene import COLUMNS, POSE_COLUMNS, Options, Truth, measure
 from mapanything.geometry.rigid import invert, rotation_angle_deg, transform
+from tests.helpers.known_errors import HEIGHT, WIDTH, make_truth, moved, perfect, pose, scaled, turn_deg
 
 ZERO = (
     *("pose_translation_m", "pose_rotation_deg", "pose_fit_translation_m", "pose_fit_rotation_deg"),

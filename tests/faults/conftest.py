@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,11 +9,6 @@ import torch
 
 from mapanything.models.config import TINY
 from mapanything.models.mapanything import MapAnything
-
-for room in ("opv2v", "visualization", "train"):
-    folder = str(Path(__file__).parents[1] / room)
-    if folder not in sys.path:
-        sys.path.append(folder)
 
 
 @pytest.fixture(scope="session")

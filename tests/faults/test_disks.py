@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from namespaces import assert_one_line, read_only, run_with, small_disk
-from training_runs import settings
 
 from mapanything.errors import InputError
 from mapanything.models.config import TINY
 from mapanything.models.mapanything import MapAnything
+from tests.helpers.namespaces import assert_one_line, read_only, run_with, small_disk
+from tests.helpers.training_runs import settings
 
 pytestmark = pytest.mark.faults
 SAMPLE = Path(__file__).parents[1] / "fixtures" / "sample_opv2v"

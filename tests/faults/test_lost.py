@@ -14,8 +14,6 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from process_table import children
-from training_runs import log_of, settings, start, weights
 
 from mapanything.errors import InputError
 from mapanything.files import TEMPORARY, remove_stale_temporaries, writing_alone
@@ -27,6 +25,8 @@ from mapanything.tools import evaluate, infer
 from mapanything.tools.make_depth import Work, make_depth
 from mapanything.train import checkpoints, training
 from mapanything.train.loop import Trainer
+from tests.helpers.process_table import children
+from tests.helpers.training_runs import log_of, settings, start, weights
 
 pytestmark = pytest.mark.faults
 REPOSITORY = Path(__file__).parents[2]

@@ -14,20 +14,20 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from mutations import mutated
-from parsers import PARSERS
+
+from tests.helpers.mutations import mutated
+from tests.helpers.parsers import PARSERS
 
 pytestmark = pytest.mark.faults
-TESTS = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 FEW = 60
 
 
 def read_broken(names: Iterable[str], count: int, folder: Path) -> None:
     """`count` broken files through each of the parsers, in another process."""
-    paths = os.pathsep.join(str(path) for path in (TESTS.parent, *(TESTS / room for room in ("opv2v", "visualization"))))
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, str(TESTS / "faults" / "worker.py"), ",".join(names), str(count), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.faults.worker", ",".join(names), str(count), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment, check=False)
     place = (folder / "place").read_text().split("\n")[0] if (folder / "place").exists() else "no input"
     assert done.returncode == 0, f"{place} ended the process ({done.returncode}):\n{done.stderr[-4000:]}"
     for result in map(json.loads, done.stdout.splitlines()):

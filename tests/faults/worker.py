@@ -16,10 +16,9 @@ import warnings
 from pathlib import Path
 from typing import Any, TextIO
 
-from mutations import mutated
-from parsers import PARSERS, Check
-
 from mapanything.errors import InputError
+from tests.helpers.mutations import mutated
+from tests.helpers.parsers import PARSERS, Check
 
 SECONDS = 20  # for one input: most take a millisecond
 MEMORY = 1 << 30  # more than what is needed at the start

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from perfect import perfect_prediction
 
 from mapanything.datasets.opv2v import OPV2VCoopDataset, OPV2VDataset
 from mapanything.errors import InputError
@@ -21,6 +20,7 @@ from mapanything.inference.select import find_scenes, load_scene, scenes
 from mapanything.models.config import TINY, VehicleIdConfig
 from mapanything.models.mapanything import MapAnything
 from mapanything.opv2v.layout import DepthLayout, Selection
+from tests.helpers.perfect import perfect_prediction
 
 SAMPLE = Path(__file__).parents[1] / "fixtures" / "sample_opv2v"
 IMAGES, DEPTH = SAMPLE / "opv2v_images", SAMPLE / "opv2v_depth"

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import reference
-import reference_network
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -22,6 +20,7 @@ from mapanything.models.mapanything import MapAnything
 from mapanything.models.multiview_confidence import confidence
 from mapanything.models.upstream import config_from_upstream
 from mapanything.tools import parity
+from tests.helpers import reference, reference_network
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "parity" / "network.pt"
 SLOW = settings(

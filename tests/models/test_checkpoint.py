@@ -11,7 +11,13 @@ from zipfile import ZipFile
 
 import pytest
 import torch
-from weight_files import (
+
+from mapanything.errors import InputError
+from mapanything.models.checkpoint import read_checkpoint
+from mapanything.models.config import TINY
+from mapanything.models.mapanything import MapAnything
+from mapanything.models.weights import load, load_into, save_pretrained
+from tests.helpers.weight_files import (
     assert_equal,
     once,
     saved,
@@ -23,12 +29,6 @@ from weight_files import (
     upstream_training,
     wrapped_blocks,
 )
-
-from mapanything.errors import InputError
-from mapanything.models.checkpoint import read_checkpoint
-from mapanything.models.config import TINY
-from mapanything.models.mapanything import MapAnything
-from mapanything.models.weights import load, load_into, save_pretrained
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_network import AUGMENTED, everything, images, tiny
 
 from mapanything.tools import parity
+from tests.models.test_network import AUGMENTED, everything, images, tiny
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "parity" / "network.pt"
 pytestmark = pytest.mark.gpu

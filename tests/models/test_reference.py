@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference
-import reference_layers
-import reference_masks
-import reference_network
 import torch
 import torch.nn.functional as F
-from reference_network import Selection
 from torch import Tensor
+
+from tests.helpers import reference, reference_layers, reference_masks, reference_network
+from tests.helpers.reference_network import Selection
 
 MODELS = ("v1_1_small", "v1_small")
 CASES = ("img_2v_70x98", "intr_partial_3v_56x42", "intr_depth_2v_42x56", "pose_3v_42x56")

@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_model, save_file
-from weight_files import assert_equal, once, saved, state, tiny_model, vehicle_model
 
 from mapanything.errors import InputError
 from mapanything.files import umask
@@ -25,6 +24,7 @@ from mapanything.models.mapanything import MapAnything
 from mapanything.models.names import canonical_name, safetensors_names
 from mapanything.models.upstream import config_to_upstream, to_json
 from mapanything.models.weights import load, load_dinov2, load_into, save_pretrained
+from tests.helpers.weight_files import assert_equal, once, saved, state, tiny_model, vehicle_model
 
 ROOT = Path(__file__).parents[2]
 SWITCHED = {"encoder": {"gradient_checkpointing": True}, "geometric_inputs": {"overall_prob": 0.9}}

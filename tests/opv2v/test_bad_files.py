@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from file_bytes import POINTS, npy_bytes, pcd_bytes, png_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +24,7 @@ from mapanything.opv2v.layout import COMPLETE, FrameKey
 from mapanything.opv2v.pcd import decode_pcd, parse_header
 from mapanything.opv2v.png import check_png, decode_rgb
 from mapanything.opv2v.yaml_file import read_yaml
+from tests.helpers.file_bytes import POINTS, npy_bytes, pcd_bytes, png_bytes
 
 pytestmark = pytest.mark.faults
 PATH = Path("somewhere/000069.file")

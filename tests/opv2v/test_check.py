@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from broken_sample import LEVELS, Sample, keep, set_entry
-from file_bytes import png_of
 from PIL import Image
 
 from mapanything.opv2v.check.report import KINDS
 from mapanything.opv2v.check.run import Level
 from mapanything.opv2v.depth import read_depth
 from mapanything.opv2v.layout import DepthLayout
+from tests.helpers.broken_sample import LEVELS, Sample, keep, set_entry
+from tests.helpers.file_bytes import png_of
 
 
 @pytest.fixture

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from broken_sample import LEVELS, Sample, keep, kinds, set_entry
-from file_bytes import png_of
 
 from mapanything.errors import InputError
 from mapanything.opv2v.check import content, scan
@@ -23,6 +21,8 @@ from mapanything.opv2v.check.run import CheckOptions, run_checks
 from mapanything.opv2v.check.scan import KNOWN_DEFECTS
 from mapanything.opv2v.frame import Frame
 from mapanything.opv2v.layout import DepthLayout, FrameKey, FramePaths, Selection
+from tests.helpers.broken_sample import LEVELS, Sample, keep, kinds, set_entry
+from tests.helpers.file_bytes import png_of
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from file_bytes import npy_bytes, png_of
 
 from mapanything.opv2v.depth import read_depth
 from mapanything.opv2v.frame import read_frame
 from mapanything.opv2v.pcd import read_pcd
 from mapanything.opv2v.png import read_image
+from tests.helpers.file_bytes import npy_bytes, png_of
 
 pytestmark = pytest.mark.faults
 # Each runs in its own process with 2 GB of address space and 20 s.

@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 
 import pytest
-from process_table import children, is_running
 
 from mapanything.errors import InputError
 from mapanything.opv2v.exclude import read_exclude
 from mapanything.opv2v.layout import FrameKey, scan
 from mapanything.tools.check_opv2v import main
+from tests.helpers.process_table import children, is_running
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from process_table import children, command_line
 
 from mapanything.errors import InputError
 from mapanything.models.config import TINY, VehicleIdConfig
 from mapanything.models.mapanything import MapAnything
 from mapanything.opv2v.pcd import read_pcd
 from mapanything.tools import infer
+from tests.helpers.process_table import children, command_line
 
 REPOSITORY = Path(__file__).parents[2]
 IMAGES = REPOSITORY / "tests" / "fixtures" / "sample_opv2v" / "opv2v_images"

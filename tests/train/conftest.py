@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_runs import settings
 
 from mapanything.train import training
+from tests.helpers.training_runs import settings
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data._utils.pin_memory import pin_memory
-from training_runs import finish, same, settings, start
 
 from mapanything.datasets.opv2v import OPV2VDataset
 from mapanything.datasets.sampler import BudgetSampler
@@ -22,6 +21,7 @@ from mapanything.errors import InputError
 from mapanything.train import batches, checkpoints, training
 from mapanything.train.batches import Feed
 from mapanything.train.packed import pack
+from tests.helpers.training_runs import finish, same, settings, start
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
 tensors = st.builds(

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from process_table import children, is_running, variables
-from training_runs import finish, log_of, run, same, settings, start, weights
 
 from mapanything.errors import InputError
 from mapanything.train import checkpoints, training
 from mapanything.train.distributed import plan
+from tests.helpers.process_table import children, is_running, variables
+from tests.helpers.training_runs import finish, log_of, run, same, settings, start, weights
 
 DEFAULTS = {
     "world_size": 1,

@@ -8,12 +8,12 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from loss_inputs import gradients, leaves, random_scene
 
 from mapanything.geometry.rigid import matrix_from_quat, quat_from_matrix
 from mapanything.train.loss_options import DistilledPose, DistilledScale, HeightPrior, RigConsistency, VehicleConsistency
 from mapanything.train.loss_terms import Normals
 from mapanything.train.losses import Loss
+from tests.helpers.loss_inputs import gradients, leaves, random_scene
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ADDS = {

@@ -13,8 +13,6 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from loss_inputs import gradients, leaves, random_scene
-from reference_losses import CRITERIA, reference_loss
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,6 +20,8 @@ from mapanything.errors import InputError
 from mapanything.train.loss_parity import check_file, load_loss
 from mapanything.train.loss_terms import trimmed_mean
 from mapanything.train.losses import Loss, SparseNotice
+from tests.helpers.loss_inputs import gradients, leaves, random_scene
+from tests.helpers.reference_losses import CRITERIA, reference_loss
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LOADED = {criterion: load_loss(criterion) for criterion in CRITERIA}

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from killed_runs import PHASES, KilledRun
-from process_table import children
-from training_runs import finish, log_of, same, settings, start
 
 from mapanything.train import checkpoints, training
 from mapanything.train.loop import Trainer
+from tests.helpers.killed_runs import PHASES, KilledRun
+from tests.helpers.process_table import children
+from tests.helpers.training_runs import finish, log_of, same, settings, start
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,8 +10,6 @@ import signal
 import numpy as np
 import pytest
 import torch
-from process_table import children
-from training_runs import log_of, same, settings, start, weights
 
 from mapanything.errors import InputError
 from mapanything.models.mapanything import MapAnything
@@ -20,6 +18,8 @@ from mapanything.train import checkpoints, logs, training
 from mapanything.train.loop import Trainer
 from mapanything.train.stages import compose_config
 from mapanything.train.watch import Stop
+from tests.helpers.process_table import children
+from tests.helpers.training_runs import log_of, same, settings, start, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,0 +1,1 @@
+"""Programs that only developers run: benchmarks, locks, lint, the image."""

@@ -1,0 +1,1 @@
+"""Benchmarks: ratios to a plain reference in the same run."""

@@ -1,0 +1,156 @@
+"""A predicted cloud beside, over and against a true one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mapanything.pictures.picture import HEIGHT_BAR, PREDICTED, TRUE, rings_of
+from mapanything.pictures.render import View, render
+from mapanything.pictures.scenes import LIDAR_HEIGHT, Cameras, Cloud, Item, height_colors
+from mapanything.pictures.sheets import RING_SIGN, RING_TEXT, Bar, Mark, Panel, ring_names, sheet
+from mapanything.pictures.viewpoints import for_many_points, metres_per_pixel
+from mapanything.results.read import (
+    ERROR_MAP,
+    ERROR_MAP_START,
+    ERROR_RANGE,
+    ERROR_TICKS,
+    error_colors,
+    error_distances,
+)
+
+ERROR_BAR = Bar("distance to the nearest true point, metres", *ERROR_RANGE, ERROR_MAP, ERROR_TICKS, True, ERROR_MAP_START)
+PANEL = (934, 525)  # pixels
+CLOSE = 0.5  # metres
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """Two clouds in one frame, the main agent's LiDAR in OpenCV axes, without points that are not finite.
+
+    Attributes:
+        prediction: in its own colours.
+        truth: (M, 3).
+        to_truth: (N,) metres from each predicted point to the nearest true one; to_prediction: (M,) the other way.
+        predicted_cameras, true_cameras: drawn over each other; None: unknown.
+        ground: y of the road.
+    """
+
+    prediction: Cloud
+    truth: NDArray[np.floating]
+    to_truth: NDArray[np.float64]
+    to_prediction: NDArray[np.float64]
+    predicted_cameras: Cameras | None = None
+    true_cameras: Cameras | None = None
+    ground: float = LIDAR_HEIGHT
+
+
+def compare(
+    prediction: Cloud,
+    truth: NDArray[np.floating],
+    predicted_cameras: Cameras | None = None,
+    true_cameras: Cameras | None = None,
+    ground: float = LIDAR_HEIGHT,
+) -> Comparison:
+    """Measures both ways; arguments as `Comparison`'s attributes, points that are not finite among them."""
+    finite = np.isfinite(prediction.points).all(axis=1)
+    colors = np.broadcast_to(prediction.colors, prediction.points.shape)
+    prediction = Cloud(prediction.points[finite], colors[finite], prediction.label)
+    truth = truth[np.isfinite(truth).all(axis=1)]
+    return Comparison(
+        prediction,
+        truth,
+        error_distances(prediction.points, truth),
+        error_distances(truth, prediction.points),
+        predicted_cameras,
+        true_cameras,
+        ground,
+    )
+
+
+def draw_comparison(
+    comparison: Comparison,
+    title: str,
+    view: View,
+    max_range: float,
+    *,
+    from_above: bool = False,
+    through_camera: bool = False,
+    hidden: Collection[str] = (),
+) -> Any:
+    """A figure of four panels: the prediction, the truth, both, and the error.
+
+    Args:
+        from_above: the view is; then the panels have a scale bar.
+        through_camera: the view is one of the cameras', which are then not drawn, nor are circles: they end on the horizon.
+        hidden: `cameras`, `rings` or `names` are left out.
+    """
+    c = comparison
+    if through_camera or "cameras" in hidden:
+        c = replace(c, predicted_cameras=None, true_cameras=None)
+    if through_camera:
+        view = replace(view, point_size=2 * view.point_size)
+    circles = not through_camera and "rings" not in hidden
+    view = for_many_points(view, max(len(c.prediction.points), len(c.truth)))
+    rings = rings_of(max_range, c.ground)
+    shown = [rings] if circles else []
+    names = ring_names(rings) if circles and "names" not in hidden else ()
+    scale = metres_per_pixel(view, c.ground) if from_above else None
+    ours: list[Item] = [*shown, *([c.predicted_cameras.painted(PREDICTED)] if c.predicted_cameras else [])]
+    theirs: list[Item] = [*shown, *([c.true_cameras.painted(TRUE)] if c.true_cameras else [])]
+
+    def panel(title: str, image: NDArray[np.uint8]) -> Panel:
+        return Panel(image, title, view, names, scale)
+
+    one = render([Cloud(c.prediction.points, PREDICTED), *ours], view)
+    other = render([Cloud(c.truth, TRUE), *theirs], view)
+    rows = [
+        [
+            panel(f"prediction: {len(c.prediction.points):,} points", render([c.prediction, *ours], view)),
+            panel(
+                f"ground truth: {len(c.truth):,} points",
+                render([Cloud(c.truth, height_colors(c.truth, c.ground)), *theirs], view),
+            ),
+        ],
+        [
+            # The lighter of both: where they meet it is nearly white, and neither hides the other.
+            panel("over each other", np.maximum(one, other)),
+            panel(
+                "error of the prediction",
+                render([Cloud(c.prediction.points, error_colors(c.to_truth)), *shown], view),
+            ),
+        ],
+    ]
+    return sheet(
+        title,
+        rows,
+        _marks(c, "the main agent's LiDAR" if comparison.true_cameras else "the origin", circles),
+        (HEIGHT_BAR, ERROR_BAR),
+    )
+
+
+def _marks(c: Comparison, middle: str, circles: bool) -> tuple[Mark, ...]:
+    marks = [
+        Mark("prediction only", PREDICTED),
+        Mark("ground truth only", TRUE),
+        Mark("both"),
+        *([Mark(f"distance from {middle}", RING_TEXT, RING_SIGN)] if circles else []),
+    ]
+    for name, distances in (("predicted points to the truth", c.to_truth), ("true points to the prediction", c.to_prediction)):
+        if len(distances) and np.isfinite(distances).all():
+            median, most = np.quantile(distances, [0.5, 0.9])
+            close = np.mean(distances <= CLOSE)
+            marks.append(
+                Mark(
+                    f"{name}: median {median:.2f} m, 90% within {most:.2f} m, {close:.0%} within {CLOSE:g} m",
+                    sign="→",
+                    line=True,
+                )
+            )
+        else:
+            marks.append(Mark(f"{name}: no points", sign="→", line=True))
+    return tuple(marks)

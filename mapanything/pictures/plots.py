@@ -1,0 +1,226 @@
+"""The pose sheet (bird's-eye panel, 3D picture, legend) and the sheet of four images, as PNG bytes of exactly one size."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mapanything.pictures import overlay
+from mapanything.pictures.canvas import (
+    GRID,
+    LIGHT,
+    Places,
+    axes_at,
+    names_of,
+    new_figure,
+    png_bytes,
+    rgb,
+    write,
+    write_names,
+)
+from mapanything.pictures.picture import HEIGHT_BAR
+from mapanything.pictures.render import View
+from mapanything.pictures.scenes import BOX_COLOR, CAMERA_NAMES, Axes, Scene, agent_color
+from mapanything.pictures.sheets import draw_bar
+
+POSE_SIZE = (1920, 1080)
+LEFT, RIGHT, TOP = 85, 1080, 58  # pixels: where the pose sheet's two columns begin, and both
+BIRDS_EYE = 955  # pixels, the side of the view from above
+LEGEND_LINE, SCALE_HEIGHT = 27, 110
+
+
+def draw_birds_eye(axes: Any, scene: Scene, max_range: float, point_size: float = 1.0, hidden: Collection[str] = ()) -> None:
+    """The scene from above: the main agent looks up the picture, its right is the picture's right. Metres.
+
+    Args:
+        hidden: `axes` (the agents' arrows) or `names` are left out; what else may be hidden is left out of the scene.
+    """
+    from matplotlib.collections import LineCollection, PolyCollection
+
+    axes.set(xlim=(-max_range, max_range), ylim=(-max_range, max_range), aspect="equal")
+    axes.grid(color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    points = np.concatenate([cloud.points for cloud in scene.clouds])
+    colors = np.concatenate([cloud.colors for cloud in scene.clouds])
+    high_last = np.argsort(-points[:, 1], kind="stable")
+    axes.scatter(
+        points[high_last, 0], points[high_last, 2], s=0.9 * point_size**2, c=colors[high_last] / 255.0, linewidths=0,
+        marker="s", rasterized=True, zorder=1,
+    )  # fmt: skip
+
+    digit = np.array([4.2, 6.0]) * 2 * max_range / BIRDS_EYE  # half a camera's number, metres
+    digits = []
+    frusta = scene.cameras.frusta()  # (C, 5, 3): centre and four corners
+    for points, color, label in zip(frusta, scene.cameras.colors, scene.cameras.labels, strict=True):
+        middle = (points[[1, 2]] + points[[4, 3]]) / 2  # the ends of the image's horizontal middle line
+        triangle = np.stack([points[0], *middle])[:, [0, 2]]
+        axes.add_collection(PolyCollection([triangle], facecolor=(*rgb(color), 0.35), edgecolor=rgb(color), zorder=5))
+        text = 1.45 * (triangle[1:].mean(axis=0) - triangle[0]) + triangle[0]
+        write(axes, text, label[-1], BOX_COLOR, 8, zorder=8)
+        digits.append(np.stack([text - digit, text + digit]))
+
+    for path in scene.paths:
+        axes.plot(path.points[:, 0], path.points[:, 2], color=rgb(path.color), linewidth=2.0, alpha=0.8, zorder=4)
+
+    boxes = scene.boxes
+    corners = boxes.corners()[:, [0, 1, 5, 4]][:, :, [0, 2]]  # the upper face, around
+    edges = boxes.colors / 255.0
+    axes.add_collection(PolyCollection(corners, facecolors="none", edgecolors=edges, linewidths=1.6, zorder=6))
+    ticks = boxes.headings()[:, :, [0, 2]]
+    axes.add_collection(LineCollection(ticks, colors=edges, linewidths=1.6, zorder=6))
+    if "axes" not in hidden:
+        for item in scene.axes:
+            origin, forward = _on_the_plane(item)
+            axes.annotate("", origin + _arrow_length(max_range) * forward, origin, zorder=9,
+                          arrowprops={"arrowstyle": "-|>", "color": rgb(item.color), "linewidth": 2.2})  # fmt: skip
+    if "names" not in hidden:
+        _name_from_above(axes, scene, corners, digits, max_range)
+    axes.set_ylabel("back   ←   metres   →   forward", color=LIGHT, fontsize=12)
+    axes.set_xlabel("left   ←   metres   →   right", color=LIGHT, fontsize=12)
+    step = next(s for s in (5, 10, 20, 50, 100, 200, 500, 1000, np.inf) if max_range / s <= 8)
+    if np.isfinite(step):
+        ticks = np.arange(-np.floor(max_range / step), np.floor(max_range / step) + 1) * step
+        names = [f"{abs(tick):g}" for tick in ticks]
+        axes.set_xticks(ticks, names)
+        axes.set_yticks(ticks, names)
+
+
+def _on_the_plane(item: Axes) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Where an agent is and where it looks, (2,) each: right and forward of the main agent."""
+    return item.world_from_axes[[0, 2], 3], item.world_from_axes[[0, 2], 2]
+
+
+def _arrow_length(max_range: float) -> float:
+    return max_range / 8
+
+
+def _name_from_above(
+    axes: Any, scene: Scene, corners: NDArray[np.floating], digits: Sequence[NDArray[np.floating]], max_range: float
+) -> None:
+    """Agents' names, and the vehicles' numbers where there is room.
+
+    Args:
+        corners: (B, 4, 2) of the boxes in the plane.
+        digits: (2, 2) each, lower and upper ends of what the cameras' numbers cover.
+    """
+    pixel, boxes = 2 * max_range / BIRDS_EYE, scene.boxes  # metres
+    low, high = corners.min(axis=1), corners.max(axis=1)
+    places = Places([*np.stack([low, high], axis=1), *digits], [-max_range] * 2, [max_range] * 2)
+    length = _arrow_length(max_range)
+    for role, item in enumerate(scene.axes):
+        origin, forward = _on_the_plane(item)
+        name = f"{item.label}{' (main)' if role == 0 else ''}"
+        half = np.array([6.0 * len(name), 10.0]) * pixel
+        side = np.array([length * 0.6 + half[0], 0.0])
+        around = [-1.15 * length * forward, 1.3 * length * forward, side, -side, -1.6 * length * forward]
+        place = places.find([origin + step for step in around], half)
+        if place is None:
+            place = origin + around[0]
+        write(axes, place, name, item.color, 12, fontweight="bold", zorder=9)
+
+    agents = {item.label for item in scene.axes}
+    for box, label in enumerate(boxes.labels):
+        half = np.array([4.2 * len(label), 6.0]) * pixel
+        centre, reach = (low[box] + high[box]) / 2, (high[box] - low[box]) / 2 + half + 3 * pixel
+        if label not in agents:
+            around = [centre + reach * direction for direction in ((1, 0), (-1, 0), (0, 1), (0, -1))]
+            place = places.find(around, half)
+            if place is not None:
+                write(axes, place, label, boxes.colors[box], 9, zorder=7)
+
+
+def pose_sheet(
+    scene: Scene,
+    max_range: float,
+    image: NDArray[np.uint8] | None,
+    view: View | None,
+    point_size: float = 1.0,
+    hidden: Collection[str] = (),
+) -> bytes:
+    """The pose picture as PNG bytes of POSE_SIZE pixels: from above, `image` of `view`, and what the colours mean.
+
+    `hidden`: as `draw_birds_eye`; what else is named was left out of the scene.
+    """
+    figure, key = new_figure(*POSE_SIZE), scene.main.key
+    title = f"{key.split} / {key.scenario} / frame {key.frame}"
+    figure.text(0.012, 0.972, title, color=LIGHT, fontsize=19, va="center")
+    draw_birds_eye(axes_at(figure, LEFT, TOP, BIRDS_EYE, BIRDS_EYE), scene, max_range, point_size, hidden)
+    top = TOP
+    if image is not None and view is not None:
+        panel = axes_at(figure, RIGHT, top, image.shape[1], image.shape[0])
+        panel.imshow(image, interpolation="none", aspect="auto")
+        panel.set(xticks=[], yticks=[])
+        write_names(panel, view, () if "names" in hidden else names_of(scene))
+        top += image.shape[0] + 22
+    _legend(figure, scene, RIGHT, top, hidden)
+    return png_bytes(figure)
+
+
+def view_size(num_agents: int) -> tuple[int, int]:
+    """(width, height) in pixels that the pose sheet has for the 3D picture, above its legend."""
+    return 820, POSE_SIZE[1] - TOP - SCALE_HEIGHT - LEGEND_LINE * (num_agents + 2)
+
+
+def _legend(figure: Any, scene: Scene, left: int, top: int, hidden: Collection[str]) -> None:
+    """The height scale, and a line per agent; how many points a hidden cloud has is not known."""
+    draw_bar(figure, HEIGHT_BAR, left, top, 815)
+    top += 68
+    lines: list[tuple[str, Any]] = []
+    for role, (agent, cloud) in enumerate(zip(scene.agents, scene.clouds, strict=True)):
+        cloud_text = f"{len(cloud.points):,} points" if agent.has_cloud else "no cloud"
+        distance = float(np.linalg.norm(scene.axes[role].world_from_axes[:3, 3]))
+        speed = agent.frame.ego_speed_kmh
+        parts = [
+            f"{'RSU' if agent.frame.is_rsu else 'agent'} {agent.key.agent}" + (" (main)" if role == 0 else ""),
+            *([f"{round(speed)} km/h"] if np.isfinite(speed) else []),  # round: -0.2 is no "-0"
+            *([] if "cloud" in hidden else [cloud_text]),
+            f"lists {len(agent.frame.vehicles)} vehicles",
+            *([f"{distance:.0f} m away"] if role else []),
+        ]
+        lines.append(("■  " + ",  ".join(parts), rgb(agent_color(role))))
+    lines.append((f"□  {len(scene.boxes)} vehicles shown, tick at the front; number: CARLA's id", LIGHT))
+    names = ",  ".join(f"{k} {name}" for k, name in enumerate(CAMERA_NAMES))
+    lines.append((f"◁  cameras: {names}" + (";   —  path" if scene.paths else ""), LIGHT))
+    for i, (text, color) in enumerate(lines):
+        x, y = left / POSE_SIZE[0], 1 - (top + (i + 0.5) * LEGEND_LINE) / POSE_SIZE[1]
+        figure.text(x, y, text, color=color, fontsize=13, va="center")
+
+
+def image_sheet(images: Sequence[NDArray[np.uint8]], titles: Sequence[str], title: str, note: str) -> bytes:
+    """Four images of one size in two rows as PNG bytes, pixel for pixel, with titles and the depth scale.
+
+    Its size is `image_sheet_size` of the images' size.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    height, width = images[0].shape[:2]
+    total = image_sheet_size(width, height)
+    figure = new_figure(*total)
+    figure.text(20 / total[0], 1 - 28 / total[1], title, color=LIGHT, fontsize=17, va="center")
+    for i, (image, name) in enumerate(zip(images, titles, strict=True)):
+        left, top = 20 + i % 2 * (width + 12), 90 + i // 2 * (height + 44)
+        figure.text(left / total[0], 1 - (top - 16) / total[1], name, color=LIGHT, fontsize=14, va="center")
+        figure.figimage(image, left, total[1] - top - height, origin="upper")
+    norm = LogNorm(*overlay.DEPTH_RANGE)
+    cax = axes_at(figure, 20 + 2 * width + 12 + 22, 90, 18, 2 * height + 44)
+    bar = figure.colorbar(ScalarMappable(norm, "turbo_r"), cax=cax)
+    bar.ax.yaxis.set(
+        major_locator=FixedLocator([2, 3, 5, 10, 20, 30, 50, 100]),
+        minor_locator=NullLocator(),
+        major_formatter=FuncFormatter(lambda value, _: f"{value:g}"),
+    )
+    bar.ax.invert_yaxis()
+    bar.outline.set_edgecolor(GRID)
+    bar.set_label("LiDAR depth (z), metres", color=LIGHT, fontsize=12)
+    figure.text(20 / total[0], 18 / total[1], note, color=LIGHT, fontsize=12, va="center")
+    return png_bytes(figure)
+
+
+def image_sheet_size(width: int, height: int) -> tuple[int, int]:
+    """(width, height) in pixels of the sheet of four images of this size."""
+    return 2 * width + 12 + 40 + 90, 2 * height + 44 + 90 + 36

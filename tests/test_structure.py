@@ -1,4 +1,4 @@
-"""The house: which room may import which (DESIGN: imports run one way), no circles, no import that does or loads too much."""
+"""The house: which room may import which (imports run one way), no circles, no import that does or loads too much."""
 
 from __future__ import annotations
 

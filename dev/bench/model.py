@@ -3,8 +3,8 @@
 On a CPU, processor seconds per thread (wall time of a shared machine says little) and peak memory, each case in a process
 of its own. The reference runs in turns with ours and does what upstream does besides: its two dense geometric encoders run
 on maps of zeros, and its `infer` takes fp16 for bf16 on a CPU. Upstream's own figures (2 cores of an AMD EPYC with
-AVX512-BF16, torch 2.13; SPEC §12) stand beside it. On a GPU, passes a second, peak memory and the share of the card's peak
-rate that is used (MFU), beside the published rates of V1.1 on an H200-class card.
+AVX512-BF16, torch 2.13; docs/network.md §12) stand beside it. On a GPU, passes a second, peak memory and the share of the
+card's peak rate that is used (MFU), beside the published rates of V1.1 on an H200-class card.
 """
 
 from __future__ import annotations

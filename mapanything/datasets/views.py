@@ -135,7 +135,7 @@ def make_view(
     rng: np.random.Generator | None = None,
     mask_reach: float | None = None,
 ) -> dict[str, Any]:
-    """One view with SPEC §7.1's entries.
+    """One view with the entries of docs/network.md §7.1.
 
     Args:
         image: (h, w, 3) uint8 RGB.
@@ -296,7 +296,7 @@ def collate(samples: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]
     """Samples (each a list of V views) -> a batch: V views whose tensors have a batch axis in front, strings in lists.
 
     Raises:
-        ValueError: the samples differ in number of views; a batch has one (DESIGN §6).
+        ValueError: the samples differ in number of views; a batch has one.
     """
     if len({len(sample) for sample in samples}) != 1:
         raise ValueError(f"samples of one batch have {sorted({len(s) for s in samples})} views; a batch has one number")

@@ -179,7 +179,7 @@ def distance_band(distances: Float, edges: Sequence[float]) -> NDArray[np.intp]:
 
 
 def scene_size(points: Float, origin: Float) -> float:
-    """The mean distance of points (N, 3) from view 0's centre (3,), metres; NaN of no point. Training's scale (SPEC §7.2)."""
+    """The mean distance of points (N, 3) from view 0's centre (3,), metres; NaN of no point (docs/network.md §7.2)."""
     with np.errstate(over="ignore", invalid="ignore"):
         return mean(np.linalg.norm(points - origin, axis=-1))
 

@@ -130,7 +130,7 @@ class MultiViewConfig(_Section):
 
 @dataclass(frozen=True)
 class GeometricInputsConfig(_Section):
-    """Encoders of rays, depth and poses, and how often each input is offered to the network (SPEC §1.2).
+    """Encoders of rays, depth and poses, and how often each input is offered to the network (docs/network.md §1.2).
 
     With the defaults (images only) none is, whatever the views hold. `infer` chooses by itself.
     """
@@ -176,7 +176,7 @@ class HeadsConfig(_Section):
 
 @dataclass(frozen=True)
 class VehicleIdConfig(_Section):
-    """Embeddings of vehicle roles (DESIGN §5); `num_roles` 0 is off, as in the official networks."""
+    """Embeddings of vehicle roles (docs/opv2v_vehicle_id_adaptation.md); `num_roles` 0 is off, as in the official networks."""
 
     num_roles: int = 0
     shuffle: bool = True  # in training, the numbers of the vehicles other than the main agent are drawn anew for each sample

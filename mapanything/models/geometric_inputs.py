@@ -113,7 +113,7 @@ def _chance(probability: float, shape: tuple[int, ...], device: torch.device) ->
 def choose(
     config: GeometricInputsConfig, batch: int, num_views: int, metric: Tensor | None, device: torch.device
 ) -> Choice | None:
-    """Draws SPEC §1.2's choices; None where nothing can be chosen.
+    """Draws the choices of docs/network.md §1.2; None where nothing can be chosen.
 
     Upstream draws in part on the CPU and from counts that have to be read from the GPU; here every draw is made for all
     samples and views at once: the same distribution, another stream of numbers.

@@ -63,7 +63,7 @@ def stack_images(views: Sequence[dict[str, Any]]) -> Tensor:
 
 
 def check_views(views: Sequence[dict[str, Any]]) -> None:
-    """Refuses what `infer` cannot take (SPEC §6.1): unknown keys, wrong shapes, contradictions, numbers that are none."""
+    """Refuses what `infer` cannot take (docs/network.md §6.1): unknown keys, wrong shapes, contradictions, NaN, infinity."""
     stack_images(views[:1] if isinstance(views, Sequence) else views)  # view 0 first: the others are compared with it
     batch, _, height, width = views[0]["img"].shape
     for number, view in enumerate(views):
@@ -151,7 +151,7 @@ def rays_from_intrinsics(intrinsics: Tensor, height: int, width: int) -> Tensor:
 
 
 def prepare(views: Sequence[dict[str, Any]], device: torch.device) -> list[dict[str, Any]]:
-    """`infer`'s views -> the network's (SPEC §6.2), on `device`; inputs are float32 there, images keep their dtype."""
+    """`infer`'s views -> the network's (docs/network.md §6.2), on `device`, in float32; images keep their dtype."""
     prepared = []
     for view in views:
         height, width = view["img"].shape[-2:]

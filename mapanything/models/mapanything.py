@@ -74,7 +74,7 @@ class MapAnything(GeometricFeatures):
         weights.save_pretrained(self, Path(folder))
 
     def forward(self, views: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Per-view outputs for per-view inputs, SPEC §1.1 and §5. Geometric inputs are seen as the config's nine numbers say.
+        """Per-view outputs for per-view inputs (docs/network.md §1.1, §5); geometric ones as the config's nine numbers say.
 
         Args:
             views: dictionaries with img (B, 3, H, W) and data_norm_type, and optionally ray_directions_cam (B, H, W, 3),
@@ -169,7 +169,7 @@ class MapAnything(GeometricFeatures):
             **options: `postprocess.Options`.
 
         Raises:
-            InputError: see SPEC §6.1; the view and the key are named.
+            InputError: see docs/network.md §6.1; the view and the key are named.
         """
         unknown = sorted(set(options) - set(OPTIONS))
         if unknown:

@@ -46,7 +46,7 @@ def normalised(x: Tensor) -> Tensor:
 
 
 def assemble(dense: Tensor, trans: Tensor, quats: Tensor, log_scale: Tensor, num_views: int) -> Outputs:
-    """The outputs of the heads, made into geometry (SPEC §5).
+    """The outputs of the heads, made into geometry (docs/network.md §5).
 
     Args:
         dense: (B·V, 6, H, W): ray x, y, z, log depth, log (confidence - 1), mask logit.

@@ -205,7 +205,7 @@ def _normal_edge(points: Tensor, mask: Tensor, threshold_deg: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Options:
-    """What `infer` is asked for after the network, its own names and defaults (SPEC §6)."""
+    """What `infer` is asked for after the network, its own names and defaults (docs/network.md §6)."""
 
     apply_mask: bool = True
     mask_edges: bool = True

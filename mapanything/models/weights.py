@@ -89,7 +89,7 @@ def load_into(model: nn.Module, path: str | Path) -> None:
 def load_dinov2(model: nn.Module, path: str | Path) -> bool:
     """DINOv2's weights into the image encoder and, where more blocks are left over than the encoder keeps and they fit, into
     the multi-view transformer with DINOv2's final norm. So starts the training of v1.1 (ViT-g: 24 blocks and 16); in v1 the
-    transformer stays random. Source: SPEC §10.
+    transformer stays random. Source: docs/network.md §10.
 
     Args:
         model: with a `config`.

@@ -40,7 +40,7 @@ class Deviation(NamedTuple):
 
 
 def drawn_weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-    """Parameters by name, each drawn by the rule of SPEC §11 from a generator that its own name seeds."""
+    """Parameters by name, each drawn by the rule of docs/network.md §11 from a generator that its own name seeds."""
     return {key: torch.from_numpy(_drawn(key, tuple(shape))) for key, shape in shapes.items()}
 
 
@@ -73,7 +73,7 @@ def deviation(name: str, place: str, ours: Tensor, reference: Tensor) -> Deviati
 
 
 def check_network(models: Mapping[str, Any], device: torch.device) -> Iterator[Deviation]:
-    """Runs every case of every small network in a file of SPEC §11's first kind."""
+    """Runs every case of every small network in a file of the first kind of docs/network.md §11."""
     from mapanything.models.mapanything import MapAnything
     from mapanything.models.postprocess import intrinsics_from_rays
     from mapanything.models.upstream import config_from_upstream

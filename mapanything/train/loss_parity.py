@@ -1,4 +1,4 @@
-"""The loss against upstream MapAnything's: a parity file (SPEC §11) holds inputs, values and gradients of its criteria."""
+"""The loss against upstream MapAnything's: a parity file (docs/network.md §11) holds its criteria, values and gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MapAnything's loss terms (SPEC §7.3 and §7.4): each a few lines from a `Scene` to one number per view.
+"""MapAnything's loss terms (docs/network.md §7.3 and §7.4): each a few lines from a `Scene` to one number per view.
 
 A term returns its weighted contributions (V,); what is empty contributes 0. Names of the formulas as in docs/losses.md:
 ℓog(x) = x/‖x‖·log(1 + ‖x‖), and ρ(a, b), Barron's general robust loss (CVPR 2019) with α = 0.5, c = 0.05.

@@ -1,8 +1,8 @@
 """The training loss: a sum of small terms over one normalised scene.
 
-`Loss` stacks the views once, brings truth and prediction into one frame and one scale (`Scene`, SPEC §7.2) and adds up its
-terms (loss_terms.py, loss_options.py; which ones and how heavy stands in configs/loss). Everything is a tensor with the axes
-(B samples, V views, ...): no loop over views or pairs, no shape that depends on data, nothing read back from the device.
+`Loss` stacks the views once, brings truth and prediction into one frame and scale (`Scene`, docs/network.md §7.2) and adds up
+its terms (loss_terms.py, loss_options.py; which ones and how heavy stands in configs/loss). Everything is a tensor with the
+axes (B samples, V views, ...): no loop over views or pairs, no shape that depends on data, nothing read back from the device.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Stacked:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """A scene in the frame of its view 0, divided by its size (SPEC §7.2: its points' mean distance from that view)."""
+    """A scene in the frame of its view 0, divided by its points' mean distance from there (docs/network.md §7.2)."""
 
     pts3d: Tensor  # (B, V, H, W, 3)
     pts3d_cam: Tensor  # (B, V, H, W, 3)
@@ -98,7 +98,7 @@ class Scene:
 
     @classmethod
     def build(cls, batch: Stacked, prediction: Stacked, teacher: Stacked | None = None, to_view0: bool = False) -> Scene:
-        """Common frame and normalisation, SPEC §7.2.
+        """Common frame and normalisation, docs/network.md §7.2.
 
         Args:
             to_view0: move the prediction into the frame of its own view 0 (networks without a reference view).
@@ -181,8 +181,8 @@ class Loss(nn.Module):
         """The loss of a batch, computed in float32 whatever autocast says (float64 inputs stay float64).
 
         Args:
-            batch: SPEC §7.1's entries, as datasets.views.collate gives them, or stacked (B, V, ...).
-            prediction: SPEC §5's entries, as the network gives them, or stacked.
+            batch: entries of docs/network.md §7.1, as datasets.views.collate gives them, or stacked (B, V, ...).
+            prediction: entries of docs/network.md §5, as the network gives them, or stacked.
             teacher: the same of a frozen network, made without gradients, where `needs_teacher`.
         """
         device = (prediction if isinstance(prediction, Mapping) else prediction[0])["pts3d"].device.type

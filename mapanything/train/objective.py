@@ -44,7 +44,7 @@ class Objective(nn.Module):
 
 
 def per_view(num_views: int) -> float:
-    """Terms are sums over views; many views must not mean long steps: 2/V for more than two (SPEC §8)."""
+    """Terms are sums over views; many views must not mean long steps: 2/V for more than two (docs/network.md §8)."""
     return 2 / num_views if num_views > 2 else 1.0
 
 

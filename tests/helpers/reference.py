@@ -2,7 +2,7 @@
 
 Nothing here is shared with mapanything.models, and nothing is batched: one image (H, W) at a time, plain functions on a
 dictionary of parameters, attention written out. `dtype` of `forward` and `infer` may be torch.float64; AMP and chunking
-are left out, so their arguments of `infer` have no effect. (§ is the specification's section.)
+are left out, so their arguments of `infer` have no effect. (§ are sections of docs/network.md.)
 
 Shapes: B batch, V views, h = H/14, w = W/14, N = h·w patches, C_e and C channels of the encoder and the transformer.
 Quaternions are xyzw, poses camera to world, OpenCV axes.

@@ -1,5 +1,5 @@
-"""SPEC §7 word by word, slow: one view, one sample, one pair at a time, with boolean indexing. What the fast loss is tested
-against. Works in the dtype of its inputs. Shares no code with the package.
+"""docs/network.md §7 word by word, slow: one view, one sample, one pair at a time, with boolean indexing. What the fast loss
+is tested against. Works in the dtype of its inputs. Shares no code with the package.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def relative_poses(views: Views, b: int, chosen: list[bool]) -> tuple[list[Tenso
 
 
 def fuse(p: Weights, views: Views, selection: Selection, patches: list[Tensor], b: int) -> list[Tensor]:
-    """Adds sample `b`'s geometric features to its image features, V·(N, C_e), and normalises (§1.3 to 1.8)."""
+    """Adds sample `b`'s geometric features to its image features, V·(N, C_e), and normalises (§1.3 to §1.8)."""
     with_cam = [at(selection.cam, v, b) and "camera_pose_quats" in view for v, view in enumerate(views)]
     quats, trans, trans_norm = relative_poses(views, b, with_cam)
     fused = []

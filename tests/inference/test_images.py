@@ -37,7 +37,7 @@ def pixels(view) -> np.ndarray:
 
 
 def slow_framing(size, target):
-    """SPEC §6.5: scale = max(target / size) + 1e-8, rounded down; and the margins that are cropped away."""
+    """docs/network.md §6.5: scale = max(target / size) + 1e-8, rounded down; and the margins that are cropped away."""
     scale = max(target[0] / size[0], target[1] / size[1]) + 1e-8
     resized = math.floor(size[0] * scale), math.floor(size[1] * scale)
     return resized, (resized[0] - target[0], resized[1] - target[1])

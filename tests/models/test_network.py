@@ -15,7 +15,7 @@ from mapanything.models.heads import DPTFeatures, DPTRegressor, dense_bytes_per_
 from mapanything.models.layers import Block, compile_blocks
 from mapanything.models.mapanything import MapAnything
 
-# TFLOP of one forward at 518×392, images only, upstream's, and of its two dense encoders per view (SPEC §12).
+# TFLOP of one forward at 518×392, images only, upstream's, and of its two dense encoders per view (docs/network.md §12).
 UPSTREAM_TFLOP = {
     "v1.1": {1: 2.989039, 2: 6.083337, 4: 12.589073, 8: 26.869101, 12: 42.840539, 20: 79.857641},
     "v1": {1: 1.534207, 2: 3.147373, 4: 6.611102, 8: 14.488144, 12: 23.631298, 20: 45.715939},

@@ -27,7 +27,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
 
 
 def slow_depth(points: np.ndarray, camera) -> np.ndarray:
-    """FORMAT §5 as it reads: X_cv = C (extrinsic [X; 1]), u = fx x/z + cx, the pixel is floor(u)."""
+    """The projection, spelt out (docs/conventions.md): X_cv = C (extrinsic [X; 1]), u = fx x/z + cx, the pixel is floor(u)."""
     width, height = camera.image_size
     depth = np.zeros((height, width), np.float32)
     for point in points.astype(np.float64):

@@ -14,7 +14,7 @@ import tasks
 from mapanything.errors import InputError
 from mapanything.train.stages import check_same_run, check_start, compose_config, identity, stage_of
 
-# As the group's notes and DESIGN §6 have them.
+# As the group's notes have them.
 EXPERIMENTS = "${machine.root_experiments_dir}"
 NOTES = {
     1: "machine=local3090 dataset=opv2v_ft model=mapanything loss=overall_loss "

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from mapanything.errors import InputError
 from mapanything.files import read_json, write_atomic
 from mapanything.geometry import carla
+from mapanything.opv2v import depth_root
 from mapanything.opv2v.layout import NUM_CAMERAS, SPLITS, TESTS_ONLY, DepthLayout, FrameKey, FramePaths
 from mapanything.opv2v.sample.files import encode_pcd, encode_png, encode_yaml
 from mapanything.opv2v.sample.protocol import data_protocol
@@ -189,6 +190,8 @@ def write_sample(output: Path, options: SampleOptions, jobs: int = 1, overwrite:
     scenarios = plan(options)
     roots = [output, output / IMAGES, *([output / DEPTH] if options.depth else [])]
     _mark(roots, options, scenarios, finished=False)
+    if options.depth:
+        depth_root.write(output / DEPTH, depth_root.DepthRoot("rendered", "ray casting"))
     for scenario in scenarios:
         protocol = data_protocol(
             scenario.name, street_of(options.seed, scenario), options.lidar_channels, options.lidar_points
@@ -275,6 +278,7 @@ def _remove_sample(output: Path) -> None:
         valid = False
     if not valid:
         raise InputError(f"{output / MARKER}: is damaged, so what is ours is not known; remove the folder yourself")
+    (output / DEPTH / depth_root.NAME).unlink(missing_ok=True)
     for root in (output / IMAGES, output / DEPTH):
         for split, name in folders:
             scenario = root / split / name

@@ -12,11 +12,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mapanything"
 # A room may import itself, what everybody may, and what is named here.
-EVERYBODY = {"errors", "environment", "files", "processes"}
+EVERYBODY = {"errors", "environment", "files", "arrays", "processes"}
 MAY_IMPORT = {
     "errors": set(),
     "environment": set(),
     "files": set(),
+    "arrays": set(),
     "processes": set(),
     "geometry": set(),
     "opv2v": {"geometry"},

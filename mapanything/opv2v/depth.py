@@ -6,14 +6,12 @@ Formats read: `.npy` (metres), 16-bit grey PNG (1/256 m, as KITTI's), 8-bit grey
 
 from __future__ import annotations
 
-import io
-import tokenize
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from mapanything.arrays import PNG_SCALE, depth_png_bytes, npy_bytes, npy_header, read_npy
 from mapanything.errors import InputError
 from mapanything.files import write_atomic
 from mapanything.geometry import carla
@@ -21,42 +19,7 @@ from mapanything.geometry.zbuffer import depth_from_points
 from mapanything.opv2v.frame import Camera
 from mapanything.opv2v.png import read_png16
 
-PNG_SCALE = 256.0  # steps of a 16-bit PNG per metre: 4 mm apart, up to 255.996 m
 MAX_DEPTH = 1000.0  # metres, CARLA's far plane; what lies beyond is sky
-
-
-def npy_header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Shape, dtype and offset of the data, from a .npy file's header; the file is as long as the header promises.
-
-    Raises:
-        InputError: no .npy file, Python objects in it, or shorter or longer than promised.
-    """
-    try:
-        with open(path, "rb") as file:
-            shape, dtype, offset = _parse_npy_header(file, path)
-            size = file.seek(0, io.SEEK_END)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
-    promised = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize
-    if size != promised:
-        state = "truncated" if size < promised else "longer than its header says"
-        raise InputError(f"{path}: {state} ({size} of {promised} bytes); make it again or restore it")
-    return shape, dtype, offset
-
-
-def _parse_npy_header(file: io.BufferedReader, path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
-    try:
-        version = np.lib.format.read_magic(file)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, fortran, dtype = read(file)
-    except (
-        *(ValueError, KeyError, SyntaxError, EOFError, TypeError, UnicodeError, RecursionError, MemoryError),
-        tokenize.TokenError,  # NumPy retries a header that does not parse as one of Python 2, token by token
-    ) as error:
-        raise InputError(f"{path}: is no .npy array ({' '.join(str(error).split())[:80]}); make it again") from error
-    if dtype.hasobject or fortran or any(n < 0 for n in shape):
-        raise InputError(f"{path}: is no plain .npy array of numbers; make it again")
-    return shape, dtype, file.tell()
 
 
 def read_depth(path: Path) -> NDArray[np.float32]:
@@ -70,18 +33,12 @@ def read_depth(path: Path) -> NDArray[np.float32]:
         if values.dtype == np.uint16:
             return values.astype(np.float32) / np.float32(PNG_SCALE)
         return np.where(values == 255, 0, values).astype(np.float32)
-    shape, dtype, offset = npy_header(path)
+    shape, dtype, _ = npy_header(path)
     if len(shape) == 3 and shape[-1] == 1:
         shape = shape[:2]
     if len(shape) != 2 or dtype.kind not in "fiu":
         raise InputError(f"{path}: holds {dtype} of shape {shape}; a depth map is (H, W) of numbers")
-    try:
-        values = np.fromfile(path, dtype, count=shape[0] * shape[1], offset=offset)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
-    if values.size != shape[0] * shape[1]:
-        raise InputError(f"{path}: became shorter while it was read; make it again or restore it")
-    return values.reshape(shape).astype(np.float32, copy=False)
+    return read_npy(path).reshape(shape).astype(np.float32, copy=False)
 
 
 def clean_depth(depth: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -92,18 +49,12 @@ def clean_depth(depth: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def write_depth_npy(path: Path, depth: NDArray[np.float32]) -> None:
     """Writes a map as float32 .npy, whole or not at all."""
-    buffer = io.BytesIO()
-    np.save(buffer, np.ascontiguousarray(depth, dtype=np.float32), allow_pickle=False)
-    write_atomic(path, buffer.getvalue())
+    write_atomic(path, npy_bytes(np.asarray(depth, dtype=np.float32)))
 
 
 def write_depth_png(path: Path, depth: NDArray[np.float32]) -> None:
-    """Writes a map as 16-bit PNG, 1/256 m a step, whole or not at all. Beyond 255.996 m becomes unknown, never wrong."""
-    steps = np.rint(depth.astype(np.float64) * PNG_SCALE)
-    steps[(steps > 65535) | (steps < 0) | ~np.isfinite(steps)] = 0
-    buffer = io.BytesIO()
-    Image.fromarray(steps.astype(np.uint16)).save(buffer, format="PNG", compress_level=1)
-    write_atomic(path, buffer.getvalue())
+    """Writes a map as 16-bit PNG (`depth_png_bytes`), whole or not at all."""
+    write_atomic(path, depth_png_bytes(depth))
 
 
 def is_dense(depth: NDArray[np.float32]) -> bool:

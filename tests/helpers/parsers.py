@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from mapanything.arrays import npy_header
 from mapanything.errors import InputError
 from mapanything.inference.select import SceneKey
-from mapanything.opv2v.depth import npy_header, read_depth
+from mapanything.opv2v.depth import read_depth
 from mapanything.opv2v.exclude import read_exclude
 from mapanything.opv2v.frame import read_frame
 from mapanything.opv2v.index import load_index

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mapanything.arrays import npy_header
 from mapanything.errors import InputError
 from mapanything.opv2v.check.content import Context, FrameFiles, check_timestamp
-from mapanything.opv2v.depth import npy_header, read_depth
+from mapanything.opv2v.depth import read_depth
 from mapanything.opv2v.exclude import read_exclude
 from mapanything.opv2v.frame import Frame, read_frame
 from mapanything.opv2v.layout import COMPLETE, FrameKey

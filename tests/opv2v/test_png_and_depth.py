@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mapanything.arrays import npy_header
 from mapanything.errors import InputError
 from mapanything.opv2v import png
-from mapanything.opv2v.depth import clean_depth, is_dense, npy_header, read_depth, write_depth_npy, write_depth_png
+from mapanything.opv2v.depth import clean_depth, is_dense, read_depth, write_depth_npy, write_depth_png
 
 PATH = Path("i.png")
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mapanything.arrays import PNG_SCALE
 from mapanything.errors import InputError
 from mapanything.geometry import carla
 from mapanything.geometry.rigid import invert, transform
 from mapanything.inference.predict import Reconstruction, reconstruct
 from mapanything.inference.select import Scene, SceneKey, find_scenes, load_scene
-from mapanything.opv2v.depth import PNG_SCALE, lidar_depth, read_depth, write_depth_npy
+from mapanything.opv2v.depth import lidar_depth, read_depth, write_depth_npy
 from mapanything.opv2v.frame import read_frame
 from mapanything.opv2v.layout import DepthLayout, FramePaths
 from mapanything.opv2v.pcd import decode_pcd, read_pcd

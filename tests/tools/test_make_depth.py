@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import yaml
 
+from mapanything.arrays import PNG_SCALE
 from mapanything.files import TEMPORARY
-from mapanything.opv2v.depth import PNG_SCALE, read_depth
+from mapanything.opv2v.depth import read_depth
 from mapanything.opv2v.frame import read_frame
 from mapanything.opv2v.layout import scan
 from mapanything.opv2v.pcd import read_pcd

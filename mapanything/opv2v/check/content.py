@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mapanything.arrays import npy_header
 from mapanything.errors import InputError
 from mapanything.geometry import carla
 from mapanything.geometry.camera import project
 from mapanything.geometry.rigid import invert, rotation_error, transform
 from mapanything.geometry.zbuffer import MIN_DEPTH
 from mapanything.opv2v.check.report import Problem
-from mapanything.opv2v.depth import MAX_DEPTH, npy_header, read_depth
+from mapanything.opv2v.depth import MAX_DEPTH, read_depth
 from mapanything.opv2v.frame import Camera, Frame, read_frame
 from mapanything.opv2v.layout import CAMERA, PCD, YAML, DepthLayout, FrameKey, FramePaths
 from mapanything.opv2v.pcd import PcdHeader, PointCloud, decode_pcd, parse_header

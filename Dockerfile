@@ -1,6 +1,7 @@
 # One image for every host: Debian, Python 3.11, the locked wheels, Mesa and Xvfb for pictures without a display.
 #
 #   ./invoke image                    builds it; plain `docker build .` works too
+#   --build-arg TORCH_VARIANT=cuda12  for hosts with an NVIDIA driver from 525 on, below 580
 #   --build-arg TORCH_VARIANT=cpu     for hosts without an NVIDIA GPU (torch's CPU wheel is not on PyPI: see `wheels`)
 #   --build-context wheels=DIR        a folder with wheels that pip's index does not have
 #   --secret id=pip_conf,src=FILE     pip's settings while building (index, proxy); --secret id=ca_bundle,src=FILE its

@@ -394,6 +394,7 @@ def bench() -> None:
 @command(
     "dev.lock",
     flag("check", "only say whether the locks fit requirements/base.in; needs no network"),
+    flag("dry-run", "only ask the index whether it has all that is locked; downloads nothing"),
     flag("upgrade", "take the newest versions instead of keeping pins"),
 )
 def lock() -> None:
@@ -402,7 +403,7 @@ def lock() -> None:
 
 @command(
     "dev.image",
-    value("variant", "cuda (default) or cpu: which torch is in it"),
+    value("variant", "cuda (default, CUDA 13), cuda12 or cpu: which torch is in it"),
     value("tag", "name of the image (default: mapanything-opv2v:VARIANT)"),
     path("wheels", "folder with wheels that pip's index does not have, such as torch's CPU wheel (default: PIP_FIND_LINKS)"),
     value("base", "Debian bookworm image to build on (default: debian:bookworm-slim)"),

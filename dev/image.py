@@ -30,7 +30,7 @@ from mapanything.errors import InputError, run_command
 
 ROOT = Path(__file__).parents[1]
 NAME = "mapanything-opv2v"
-VARIANTS = ("cpu", "cuda")
+VARIANTS = ("cpu", "cuda12", "cuda13", "cuda")  # cuda: cuda13
 PIP_SECTIONS = ("global", "install", ":env:")  # from weak to strong
 PIP_KEYS = ("index-url", "extra-index-url", "no-index", "proxy", "trusted-host", "timeout", "default-timeout", "retries")
 

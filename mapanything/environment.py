@@ -33,7 +33,7 @@ class Fingerprint(TypedDict):
     commit: str | None  # of the checkout, or what the image was built from while its code is unchanged
     dirty: bool | None  # tracked files differ from the commit
     lock_sha256: str | None  # of the lock that the environment was made from
-    torch_variant: str | None
+    torch_variant: str | None  # cpu, cuda12 or cuda13
     image_contents: str | None  # sha256:..., only in a container of the project's image
     python: str
     host: str
@@ -57,7 +57,7 @@ def fingerprint(root: Path = ROOT, image_file: Path = IMAGE_FILE) -> Fingerprint
         commit=commit,
         dirty=dirty,
         lock_sha256=_file_sha256(Path(sys.prefix, "lock.txt")),
-        torch_variant=_torch_variant(),
+        torch_variant=torch_variant(),
         image_contents=image.get("contents"),
         python=platform.python_version(),
         host=platform.node(),
@@ -79,11 +79,15 @@ def _file_sha256(path: Path) -> str | None:
         return None
 
 
-def _torch_variant() -> str | None:
+def torch_variant() -> str | None:
+    """Which of the locks' torch is installed, by what its package says of itself; None: no torch is."""
     try:
-        return "cpu" if metadata.version("torch").endswith("+cpu") else "cuda"
+        torch = metadata.distribution("torch")
     except metadata.PackageNotFoundError:
         return None
+    if torch.version.endswith("+cpu"):
+        return "cpu"
+    return "cuda12" if any("-cu12" in line for line in torch.requires or ()) else "cuda13"
 
 
 def _read_image(path: Path) -> dict[str, str]:

@@ -27,7 +27,7 @@ import yaml
 from invoke import Collection, Program
 
 from mapanything.errors import InputError
-from mapanything.tools.doctor import MIN_DRIVER
+from mapanything.tools.doctor import DRIVERS
 from mapanything.train.stages import compose_config
 
 ROOT = Path(__file__).parents[1]
@@ -338,9 +338,10 @@ def test_readme_tells_stages_and_driver_as_they_are(document: Path) -> None:
         assert f"{width}×{height}" in row[1] and str(config.dataset.num_views) in row[1]
     assert len(stages) == 3
     (driver,) = [table for table in tables(document) if "NVIDIA" in table[0][0]]
-    assert driver[2][0].startswith(f"{MIN_DRIVER} ")
-    locked = (ROOT / "requirements" / "cuda.txt").read_text()
-    assert re.search(r"^torch==2\.13\.", locked, re.MULTILINE) and "torch 2.13" in driver[2][1].replace("的 ", " ")
+    for row, (cuda, oldest) in zip(driver[2:4], DRIVERS.items(), strict=True):
+        assert row[0].startswith(f"{oldest} ")
+        locked = re.search(r"^torch==(\d+\.\d+)", (ROOT / "requirements" / f"cuda{cuda}.txt").read_text(), re.MULTILINE)
+        assert locked is not None and f"torch {locked[1]}" in row[1] and f"CUDA {cuda}" in row[1]
 
 
 def test_readme_figures_are_those_of_the_benchmarks() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from dev import lock
+from mapanything.errors import InputError
 
 REPOSITORY = Path(__file__).parents[1]
 REQUIREMENTS = REPOSITORY / "requirements"
@@ -85,7 +86,8 @@ def clone(tmp_path: Path) -> Clone:
     }
     made = Clone(path, tmp_path / "log", environment)
     made.set_lock("torch==2.13.0+cpu")
-    made.set_lock("torch==2.13.0", variant="cuda")
+    made.set_lock("torch==2.13.0", variant="cuda13")
+    made.set_lock("torch==2.10.0", variant="cuda12")
     return made
 
 
@@ -117,8 +119,9 @@ def test_changed_lock_makes_it_again(clone: Clone) -> None:
 
 def test_changed_variant_makes_it_again(clone: Clone) -> None:
     clone.call("--list")
-    assert "requirements/cuda.txt" in clone.call("--list", MAPANYTHING_TORCH="cuda").stderr
-    assert clone.call("--list", MAPANYTHING_TORCH="cuda").stderr == ""
+    assert "requirements/cuda13.txt" in clone.call("--list", MAPANYTHING_TORCH="cuda").stderr
+    assert clone.call("--list", MAPANYTHING_TORCH="cuda13").stderr == ""  # the same by its other name
+    assert "requirements/cuda12.txt" in clone.call("--list", MAPANYTHING_TORCH="cuda12").stderr
 
 
 def test_vanished_python_makes_it_again(clone: Clone) -> None:
@@ -167,16 +170,24 @@ def test_two_calls_at_once_install_once(clone: Clone) -> None:
     assert clone.done().count("venv") == 1
 
 
-def test_cpu_variant_for_another_python_takes_the_cuda_lock(clone: Clone) -> None:
-    first = clone.call("--list", FAKE_VERSION="3.12")
-    assert "requirements/cuda.txt" in first.stderr
-    assert "locked for Python 3.11 only" in first.stderr
-    assert clone.call("--list", FAKE_VERSION="3.12").stderr == ""
+@pytest.mark.parametrize("python", ["3.12", "3.13"])
+def test_without_a_card_no_python_gets_cuda(clone: Clone, python: str) -> None:
+    problem = {"FAKE_PIP_ERROR": "No matching distribution found for torch==2.13.0+cpu"}
+    refused = clone.call("--list", FAKE_VERSION=python, **problem)
+    line = refused.stderr.splitlines()[-2]
+    assert refused.returncode == 2
+    assert f"no wheel for torch==2.13.0+cpu and Python {python}: set PIP_EXTRA_INDEX_URL" in line
+    assert "requirements/cpu.txt" in clone.call("--list", FAKE_VERSION=python).stderr
+    assert clone.call("--list", FAKE_VERSION=python).stderr == ""
+    assert not any("cuda" in line for line in clone.done())
 
 
 def test_wrong_variable_is_refused(clone: Clone) -> None:
     refused = clone.call("--list", MAPANYTHING_TORCH="gpu")
-    assert (refused.returncode, refused.stderr) == (2, "invoke: MAPANYTHING_TORCH is 'gpu'; it must be cpu or cuda\n")
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "invoke: MAPANYTHING_TORCH is 'gpu'; it must be cpu, cuda12 or cuda13\n",
+    )
     refused = clone.call("--list", MAPANYTHING_PYTHON="no-such-python")
     assert refused.returncode == 2
     assert "is no Python 3.11 to 3.13" in refused.stderr
@@ -184,15 +195,23 @@ def test_wrong_variable_is_refused(clone: Clone) -> None:
 
 @pytest.mark.skipif(Path("/proc/driver/nvidia/version").exists(), reason="has a real driver")
 @pytest.mark.parametrize(
-    ("answer", "variant"), [("580.95.05", "cuda"), ("610.10", "cuda"), ("535.183.01", "cpu"), ("no devices", "cpu")]
+    ("answer", "variant", "said"),
+    [
+        ("580.95.05", "cuda13", ""),
+        ("610.10", "cuda13", ""),
+        ("579.99", "cuda12", "NVIDIA driver 579.99: installing torch for CUDA 12"),
+        ("525.60.13", "cuda12", "NVIDIA driver 525.60.13: installing torch for CUDA 12"),
+        ("470.256.02", "cpu", "470.256.02 is too old for CUDA 12"),
+        ("no devices", "cpu", ""),
+    ],
 )
-def test_driver_chooses_the_variant(clone: Clone, tmp_path: Path, answer: str, variant: str) -> None:
+def test_driver_chooses_the_variant(clone: Clone, tmp_path: Path, answer: str, variant: str, said: str) -> None:
     smi = tmp_path / "bin/nvidia-smi"
     smi.write_text(f"#!/bin/sh\necho {answer}\n")
     smi.chmod(0o755)
     first = clone.call("--list", MAPANYTHING_TORCH="")
     assert f"requirements/{variant}.txt" in first.stderr
-    assert ("535.183.01 is too old" in first.stderr) == answer.startswith("535")
+    assert said in first.stderr and ("NVIDIA driver" in first.stderr) == bool(said)
     assert clone.call("--list", MAPANYTHING_TORCH="").stderr == ""
 
 
@@ -221,7 +240,7 @@ def pins(variant: str) -> dict[str, str]:
     return dict(line.split(";")[0].strip().split("==") for line in lines)
 
 
-@pytest.mark.parametrize("variant", lock.PYTHONS)
+@pytest.mark.parametrize("variant", lock.VARIANTS)
 def test_everything_is_pinned_and_hashed(variant: str) -> None:
     text = (REQUIREMENTS / f"{variant}.txt").read_text()
     entries = re.split(r"\n(?=\S)", re.sub(r"^#.*\n", "", text, flags=re.M).strip())
@@ -231,17 +250,41 @@ def test_everything_is_pinned_and_hashed(variant: str) -> None:
     assert not re.search(r"https?:|--(find-links|index|extra)|file:", text)
 
 
-def test_cuda_packages_are_pinned_one_by_one() -> None:
-    cuda = pins("cuda")
-    assert cuda["torch"] == "2.13.0"
-    packages = {name for name in cuda if name.startswith(("nvidia-", "cuda-"))}
-    assert {"nvidia-cublas", "nvidia-cudnn-cu13", "nvidia-nccl-cu13", "nvidia-nvjitlink", "cuda-toolkit"} <= packages
+@pytest.mark.parametrize(
+    ("variant", "torch", "some"),
+    [
+        ("cuda13", "2.13.0", {"nvidia-cublas", "nvidia-cudnn-cu13", "nvidia-nccl-cu13", "nvidia-nvjitlink", "cuda-toolkit"}),
+        ("cuda12", "2.10.0", {"nvidia-cublas-cu12", "nvidia-cudnn-cu12", "nvidia-nccl-cu12", "nvidia-cuda-runtime-cu12"}),
+    ],
+)
+def test_cuda_packages_are_pinned_one_by_one(variant: str, torch: str, some: set[str]) -> None:
+    found = pins(variant)
+    assert found["torch"] == torch
+    assert some <= {name for name in found if name.startswith(("nvidia-", "cuda-"))}
 
 
 def test_variants_differ_in_torch_and_cuda_only() -> None:
-    cuda, cpu = pins("cuda"), pins("cpu")
-    assert cpu.pop("torch") == cuda.pop("torch") + "+cpu"
-    assert cpu == {n: v for n, v in cuda.items() if n != "triton" and not n.startswith(("nvidia-", "cuda-"))}
+    cuda13, cuda12, cpu = (pins(variant) for variant in lock.VARIANTS)
+    assert cpu["torch"] == cuda13["torch"] + "+cpu"
+    shared = {name: version for name, version in cuda13.items() if not lock.OWN.match(name)}
+    assert {name: version for name, version in cuda12.items() if not lock.OWN.match(name)} == shared
+    assert cpu == shared | {"torch": cpu["torch"]}
+
+
+def test_cpu_wheel_is_locked_for_every_python() -> None:
+    """No Python that the project supports needs the CUDA build on a host without a card."""
+    text = (REQUIREMENTS / "cpu.txt").read_text()
+    entry = text[text.index("\ntorch==") :].split("\ntqdm")[0]
+    assert set(re.findall(r"sha256:(\w+)", entry)) == set(lock.CPU_WHEELS.values())
+    assert list(lock.CPU_WHEELS) == ["3.11", "3.12", "3.13"] and "python_full_version < '3.14'" in entry
+
+
+def test_a_cpu_wheel_that_is_not_pytorchs_is_not_locked() -> None:
+    entry = f"{lock.CPU_TORCH} ; sys_platform == 'linux' \\\n    --hash=sha256:{'0' * 64}\ntqdm==1 \\\n    --hash=sha256:1\n"
+    with pytest.raises(InputError, match="not PyTorch's own"):
+        lock.with_cpu_hashes(entry)
+    text = lock.with_cpu_hashes(entry.replace("0" * 64, lock.CPU_WHEELS["3.11"]))
+    assert all(digest in text for digest in lock.CPU_WHEELS.values()) and text.endswith("tqdm==1 \\\n    --hash=sha256:1\n")
 
 
 def test_locks_are_current_and_outdated_ones_are_named(tmp_path: Path) -> None:
@@ -254,7 +297,8 @@ def test_locks_are_current_and_outdated_ones_are_named(tmp_path: Path) -> None:
     source.write_text(source.read_text() + "scipy\n")
     (tmp_path / "cpu.txt").unlink()
     assert [problem.split(" ")[0] for problem in lock.check(tmp_path)] == [
-        "requirements/cuda.txt",
+        "requirements/cuda13.txt",
+        "requirements/cuda12.txt",
         "requirements/cpu.txt",
     ]
 

@@ -23,14 +23,14 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from mapanything.environment import Fingerprint, fingerprint, in_container, requirement_lines
+from mapanything.environment import Fingerprint, fingerprint, in_container, requirement_lines, torch_variant
 from mapanything.errors import InputError, run_command
 from mapanything.opv2v.layout import find_splits, list_folders
 from mapanything.tools.options import DEPTH, IMAGES
 
 ROOT = Path(__file__).parents[2]
 OK, WARNING, FAIL = "ok", "warning", "fail"
-MIN_DRIVER = 580  # torch's CUDA 13 wheels need it
+DRIVERS = {"13": 580, "12": 525}  # the oldest that torch's wheels for each CUDA run with
 GIB = 1024**3
 CARD_GIB, SHM_GIB, DISK_GIB = 22, 4, 60  # a "24 GB" card; batches between loader processes; a run's checkpoints
 SUDO = "" if os.geteuid() == 0 else "sudo "
@@ -78,7 +78,7 @@ def installed_version(name: str) -> str | None:
 
 def check_packages(version_of: Callable[[str], str | None] = installed_version) -> list[Row]:
     """A row per locked package that this Python needs, against the lock of the torch variant that is installed."""
-    variant = "cpu" if (version_of("torch") or "").endswith("+cpu") else "cuda"
+    variant = torch_variant() or "cuda13"
     rows = [Row("torch variant", OK, variant, remedy="")]
     for line in requirement_lines(ROOT / "requirements" / f"{variant}.txt"):
         wanted = Requirement(line)
@@ -137,17 +137,25 @@ def check_gpu(driver: str | None, ask: Callable[[], tuple[dict, str]] = lambda: 
     torch, problem = ask()
     if not torch:
         return [Row("torch", FAIL, problem, "can be imported and used", NEW_ENVIRONMENT)]
-    wanted = f">= {MIN_DRIVER}"
+    cuda = torch["cuda"].split(".")[0] if torch["cuda"] else None
+    least = DRIVERS.get(cuda or "12", DRIVERS["13"])
+    wanted = f">= {least}"
     if driver is None:
         remedy = "for training, install NVIDIA's driver" + (" on the host" if in_container() else "")
         return [Row("NVIDIA driver", WARNING, "none", wanted, remedy)]
-    new_enough = int(driver.split(".")[0]) >= MIN_DRIVER
-    rows = [Row("NVIDIA driver", OK if new_enough else WARNING, driver, wanted, "" if new_enough else "update the driver")]
-    if torch["cuda"] is None:
-        remedy = "MAPANYTHING_TORCH=cuda ./invoke doctor" if new_enough else "update the driver, then run ./invoke again"
-        if in_container():
-            remedy = "use the other image: TORCH_VARIANT=cuda in .env" + ("" if new_enough else ", and update the driver")
-        return [*rows, Row("CUDA", WARNING, "torch is the CPU variant", "CUDA 13", remedy)]
+    number = int(driver.split(".")[0])
+    new_enough = number >= least
+    fitting = next((f"cuda{major}" for major, oldest in DRIVERS.items() if number >= oldest), None)
+    other = f"use another image: TORCH_VARIANT={fitting or 'cuda12'} in .env"
+    if not in_container():
+        other = f"MAPANYTHING_TORCH={fitting} ./invoke doctor"
+    remedy = "" if new_enough else other if fitting else "update the driver"
+    rows = [Row("NVIDIA driver", OK if new_enough else WARNING, driver, wanted, remedy)]
+    if cuda is None:
+        remedy = other if fitting else "update the driver, then run ./invoke again"
+        if in_container() and fitting is None:
+            remedy = f"{other}, and update the driver"
+        return [*rows, Row("CUDA", WARNING, "torch is the CPU variant", "CUDA 12 or 13", remedy)]
     if not torch["cards"]:
         remedy = "see nvidia-smi; is CUDA_VISIBLE_DEVICES empty, is the driver loaded?"
         status = FAIL if new_enough else WARNING
@@ -155,7 +163,7 @@ def check_gpu(driver: str | None, ask: Callable[[], tuple[dict, str]] = lambda: 
             # The host's driver shows in every container; the cards only where they were asked for.
             remedy, status = f"ask for the GPUs: docker compose run --rm gpu; where that fails, on the host {TOOLKIT}", WARNING
         return [*rows, Row("CUDA", status, "torch sees no GPU", f"CUDA {torch['cuda']}", remedy)]
-    rows.append(Row("CUDA", OK, torch["cuda"], "13"))
+    rows.append(Row("CUDA", OK, torch["cuda"], "12 or 13"))
     for number, (name, memory) in enumerate(torch["cards"]):
         enough = memory >= CARD_GIB * GIB
         remedy = "" if enough else "lower train_params.max_num_of_imgs_per_gpu"

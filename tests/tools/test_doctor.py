@@ -56,7 +56,10 @@ def test_packages_against_the_lock() -> None:
         ),
         ("580.95.05", {"cuda": "13.0", "cards": []}, {"NVIDIA driver": OK, "CUDA": FAIL}),
         ("580.95.05", {"cuda": None, "cards": []}, {"NVIDIA driver": OK, "CUDA": WARNING}),
-        ("535.183.01", {"cuda": None, "cards": []}, {"NVIDIA driver": WARNING, "CUDA": WARNING}),
+        ("535.183.01", {"cuda": None, "cards": []}, {"NVIDIA driver": OK, "CUDA": WARNING}),
+        ("535.183.01", {"cuda": "12.8", "cards": [CARD]}, {"NVIDIA driver": OK, "CUDA": OK, "GPU 0": OK}),
+        ("535.183.01", {"cuda": "13.0", "cards": []}, {"NVIDIA driver": WARNING, "CUDA": WARNING}),
+        ("470.256.02", {"cuda": None, "cards": []}, {"NVIDIA driver": WARNING, "CUDA": WARNING}),
         ("580.95.05", {}, {"torch": FAIL}),
     ],
 )
@@ -102,7 +105,22 @@ def test_in_a_container_data_is_mounted_not_linked(tmp_path: Path, monkeypatch: 
     assert depth.remedy.startswith("make-depth makes depth maps; or mount it: set OPV2V_DEPTH in .env")
     assert "link-data" not in images.remedy + depth.remedy
     (row,) = [row for row in doctor.check_gpu("580.1", lambda: ({"cuda": None, "cards": []}, "")) if row.name == "CUDA"]
-    assert "TORCH_VARIANT=cuda in .env" in row.remedy
+    assert "TORCH_VARIANT=cuda13 in .env" in row.remedy
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "remedy"),
+    [
+        ("580.1", None, "MAPANYTHING_TORCH=cuda13 ./invoke doctor"),
+        ("535.1", None, "MAPANYTHING_TORCH=cuda12 ./invoke doctor"),
+        ("535.1", "13.0", "MAPANYTHING_TORCH=cuda12 ./invoke doctor"),
+        ("470.1", None, "update the driver"),
+        ("470.1", "12.8", "update the driver"),
+    ],
+)
+def test_driver_says_which_torch_to_take(driver: str, cuda: str | None, remedy: str) -> None:
+    rows = doctor.check_gpu(driver, lambda: ({"cuda": cuda, "cards": []}, ""))
+    assert next(row.remedy for row in rows if row.remedy).startswith(remedy)
 
 
 @pytest.mark.skipif(bool(glob("/dev/nvidia[0-9]*")), reason="has a GPU")

@@ -9,7 +9,7 @@
 #   --build-arg DEBIAN_SNAPSHOT=URL   a dated Debian archive: every system package is then of that day
 #
 # Reproducible: what a build writes gets one fixed time, byte code carries none, logs and caches stay out. So two builds
-# from the same packages have the same layers, and `invoke image --verify` can compare them.
+# from the same packages have the same layers, and `./invoke image --verify` can compare them.
 
 ARG BASE_IMAGE=debian:bookworm-slim
 

@@ -1,6 +1,6 @@
 """Every task is one command line, `python -m mapanything...`, which is printed before it runs and can be typed as well.
 
-Imports nothing but the standard library and Invoke, so that `invoke --list` answers at once. Relative paths in options
+Imports nothing but the standard library and Invoke, so that `./invoke --list` answers at once. Relative paths in options
 are meant from where Invoke was called; everything runs in the repository's root. What follows `--` goes to the command as
 it is. A task ends with its command's exit code: 0 done, 1 the verdict is bad, 2 bad input.
 """
@@ -77,7 +77,7 @@ JSON = flag("json", "print JSON instead of a table")
 
 @with_options(position("name", "the task to explain"))
 def help(given: SimpleNamespace) -> None:
-    """Explains a task and its options (as does `invoke --help TASK`)."""
+    """Explains a task and its options (as does `./invoke --help TASK`)."""
     run("-m", "invoke", "--help", given.name)
 
 
@@ -327,7 +327,7 @@ def evaluate() -> None:
     JOBS,
 )
 def viz() -> None:
-    """Draws pictures as PNG, GIF or MP4, without a display: `invoke viz boxes --max-range 60`."""
+    """Draws pictures as PNG, GIF or MP4, without a display: `./invoke viz boxes --max-range 60`."""
 
 
 @command(
@@ -363,7 +363,7 @@ def demo() -> None:
     flag("faults", "only the tests of faults, the long ones too, with 10,000 broken files per parser"),
 )
 def test(given: SimpleNamespace) -> None:
-    """Runs the tests in parallel. What follows `--` goes to pytest: `invoke test -- -x tests/opv2v`."""
+    """Runs the tests in parallel. What follows `--` goes to pytest: `./invoke test -- -x tests/opv2v`."""
     faults = ["-m", "faults", "--faults", "10000"] if given.faults else []
     run("-m", "pytest", "-n", given.jobs, *(["-k", given.match] if given.match else []), *faults, *typed()[1])
 

@@ -37,7 +37,7 @@ CPU_WHEELS = {
     "3.12": "4ca4a9394b0c771238a4f73590fdbbc4debad85ed0fa63d026ae1b085da7d6e2",
     "3.13": "3fbf9c9d1f3c10c2d59d04aca426dee9ccc6ceb32d255c61e93acc3b4f75fae6",
 }
-HEADER = "# {variant} lock, made by `invoke lock`: do not edit.\n# made from {digest}\n"
+HEADER = "# {variant} lock, made by `./invoke lock`: do not edit.\n# made from {digest}\n"
 
 
 def sources_digest(folder: Path = FOLDER) -> str:
@@ -54,9 +54,9 @@ def check(folder: Path = FOLDER) -> list[str]:
         path = folder / f"{variant}.txt"
         found = re.search(r"^# made from (\w+)$", path.read_text("utf-8"), re.M) if path.is_file() else None
         if found is None:
-            problems.append(f"requirements/{path.name} is missing or was not made by `invoke lock`: run it")
+            problems.append(f"requirements/{path.name} is missing or was not made by `./invoke lock`: run it")
         elif found[1] != wanted:
-            problems.append(f"requirements/{path.name} is older than base.in or excludes.txt: run `invoke lock`")
+            problems.append(f"requirements/{path.name} is older than base.in or excludes.txt: run `./invoke lock`")
     return problems
 
 

@@ -2,7 +2,7 @@
 
 Notable:
 - An image cannot name its own digest. What it carries instead is a digest over its contents (path, mode and bytes of
-  every file), made in its last build step; `invoke image` prints it beside the engine's digest, and two images with the
+  every file), made in its last build step; `./invoke image` prints it beside the engine's digest, and two images with the
   same contents are the same environment.
 - `code_sha256` says which code ran even where there is no git: in an image, in a copied folder, in a changed clone.
 """

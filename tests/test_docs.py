@@ -36,7 +36,6 @@ README, CHINESE, GUIDE = ROOT / "README.md", ROOT / "README.zh.md", ROOT / "docs
 DOCUMENTS = [README, CHINESE, ROOT / "data" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 STARTS = (
     "./invoke ",
-    "invoke ",
     "python -m mapanything",
     "python mapanything/",
     ".venv/bin/python -m mapanything",
@@ -121,8 +120,8 @@ def compose_commands(words: list[str], monkeypatch: pytest.MonkeyPatch) -> list[
         return []
     entry = SERVICES[service]["entrypoint"]
     called = [*entry[entry.index("entrypoint") + 1 :], *(given or SERVICES[service].get("command", []))]
-    called = called[1:] if called[0] == "invoke" else called
-    return [] if called[0] == "bash" else python_commands(["invoke", *called], monkeypatch)
+    called = called[1:] if called[0] == "./invoke" else called
+    return [] if called[0] == "bash" else python_commands(["./invoke", *called], monkeypatch)
 
 
 class Accepted(Exception):
@@ -131,7 +130,7 @@ class Accepted(Exception):
 
 def accept(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where a tool's command line does not take these arguments, or the configuration does not take an override."""
-    if not module.startswith("mapanything"):
+    if not module.startswith(("mapanything", "dev.")):
         assert module in {"pytest", "ruff", "invoke"}
         return
     parse = argparse.ArgumentParser.parse_args
@@ -143,11 +142,27 @@ def accept(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     with pytest.raises(SystemExit if "--help" in arguments else Accepted):
-        importlib.import_module(module).main()
+        importlib.import_module(f"{module}.__main__" if module == "dev.bench" else module).main()
     if module == "mapanything.train.training":
         compose_config([word for word in arguments if not word.startswith("--")])
     if module == "mapanything.tools.plan_memory":
         compose_config([value for word, value in pairwise(arguments) if word == "-o"])
+
+
+def test_a_task_is_written_as_it_can_be_pasted() -> None:
+    """`./invoke TASK`, in a fresh clone: in documents, messages, comments and scripts alike."""
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    written = [ROOT / name for name in names if not name.startswith(("tests/fixtures/", "docs/pictures/"))]
+    import tasks
+
+    bare = re.compile(rf"(?<![./\w-])invoke (?=(--list|TASK|{'|'.join(Collection.from_module(tasks).task_names)})\b)")
+    places = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in written
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if bare.search(line.replace("-m invoke ", ""))
+    ]
+    assert not places, f"write ./invoke: {', '.join(places)}"
 
 
 def test_documents_have_commands() -> None:
@@ -159,7 +174,7 @@ def test_documents_have_commands() -> None:
 def test_every_command_is_taken(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = shlex.split(command)
     for module, *arguments in python_commands(words, monkeypatch):
-        if len(words) > 2 or not command.startswith("invoke"):  # `invoke infer` within a sentence is a task's name
+        if len(words) > 2:  # `./invoke infer` alone, within a sentence, is a task's name
             accept(module, arguments, monkeypatch)
 
 
@@ -181,7 +196,7 @@ def test_a_wrong_command_is_found(command: str, monkeypatch: pytest.MonkeyPatch)
 
 
 QUICK = re.compile(
-    r"(\S*invoke|docker compose run --rm|docker compose run --rm dev invoke) (tree|check-data|make-depth|runs|viz)\b"
+    r"(\S*invoke|docker compose run --rm|docker compose run --rm dev \./invoke) (tree|check-data|make-depth|runs|viz)\b"
     r"|\S*python (-m mapanything\.tools\.(viz|check_opv2v|tree)\b|mapanything/datasets/opv2v\.py --root)"
 )
 # What is not there: a display, what infer wrote, files and folders of one's own.

@@ -101,7 +101,7 @@ class OPV2VScenes(Dataset):
         if not allow_tests_only:
             _refuse_tests_only(self.root)
         if self.depth is not None and not is_folder(self.depth.root):
-            raise InputError(f"{self.depth.root}: no such depth folder; `invoke make-depth` makes one, `link-data` links it")
+            raise InputError(f"{self.depth.root}: no such depth folder; `./invoke make-depth` makes one, `link-data` links it")
         splits = find_splits(self.root, [split] if isinstance(split, str) else split or ())
         self.indices: list[SplitIndex] = [load_index(self.root, name, progress=progress) for name in splits]
         self._cameras = [self._usable_cameras(index, exclude) for index in self.indices]
@@ -204,7 +204,7 @@ class OPV2VScenes(Dataset):
         if found:
             warnings.warn(
                 f"{self.root}/{index.split}: of {len(index)} agent-frames {', '.join(found)}; such views are left out, "
-                "`invoke check-data` names them all",
+                "`./invoke check-data` names them all",
                 stacklevel=4,
             )
         return usable
@@ -228,7 +228,7 @@ class OPV2VScenes(Dataset):
         usable = sum(int(c.any(axis=1).sum()) for c in self._cameras)
         return (
             f"{self.root}: no scene to train on in {', '.join(splits)}: {usable} of {frames} agent-frames are usable, and "
-            f"none meets num_views={self.num_views} (at least {self._min_views}); `invoke check-data` says what is wrong"
+            f"none meets num_views={self.num_views} (at least {self._min_views}); `./invoke check-data` says what is wrong"
         )
 
     # What differs
@@ -379,7 +379,7 @@ def _refuse_tests_only(root: Path) -> None:
         if (folder / TESTS_ONLY).exists():
             raise InputError(
                 f"{root}: is test data ({folder / TESTS_ONLY}) and must never get into training; give the real data's root "
-                "(`invoke link-data`), or dataset=opv2v_ft_smoke to debug"
+                "(`./invoke link-data`), or dataset=opv2v_ft_smoke to debug"
             )
 
 

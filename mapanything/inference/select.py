@@ -147,13 +147,13 @@ def find_scenes(
     if incomplete:
         warnings.warn(
             f"{root}: {len(incomplete)} agent-frames have no YAML or no image, the first is {incomplete[0]}; they are left "
-            "out, `invoke check-data` names them all",
+            "out, `./invoke check-data` names them all",
             stacklevel=2,
         )
     if not keys:
         enough = f" with {min_agents} agents or more" if min_agents > 1 else ""
         raise InputError(
-            f"{root}: no scene{enough} in this selection has a YAML and an image; `invoke tree` lists what is there"
+            f"{root}: no scene{enough} in this selection has a YAML and an image; `./invoke tree` lists what is there"
         )
     return keys[:limit]
 
@@ -193,7 +193,7 @@ def _folders(root: Path, selection: Selection) -> Iterator[AgentFolder]:
         yield folder
     for text in selection.frames:
         if text not in seen:
-            raise InputError(f"{root}: no frame '{text}' in this selection; `invoke tree` lists what is there")
+            raise InputError(f"{root}: no frame '{text}' in this selection; `./invoke tree` lists what is there")
 
 
 def depth_layout(depth_root: Path | None) -> DepthLayout | None:
@@ -201,7 +201,7 @@ def depth_layout(depth_root: Path | None) -> DepthLayout | None:
     if depth_root is None:
         return None
     if not is_folder(depth_root):
-        raise InputError(f"{depth_root}: no such depth folder; `invoke make-depth` makes one, `link-data` links it")
+        raise InputError(f"{depth_root}: no such depth folder; `./invoke make-depth` makes one, `link-data` links it")
     return DepthLayout(depth_root)
 
 
@@ -254,7 +254,7 @@ def _depth(
     path = None if layout is None else layout.path(key, camera)
     if path is None or not path.exists():
         if needed:
-            raise InputError(f"{path or key}: no depth map, but depth is an input; `invoke make-depth` makes them")
+            raise InputError(f"{path or key}: no depth map, but depth is an input; `./invoke make-depth` makes them")
         return None
     depth = clean_depth(read_depth(path))
     if depth.shape != image.shape[:2]:

@@ -1,6 +1,6 @@
 """What training skips: a text file, one `split/scenario[/agent[/frame]]  # reason` a line.
 
-`invoke check-data --write-exclude FILE` writes one, the datasets take it, and a person may write or edit one.
+`./invoke check-data --write-exclude FILE` writes one, the datasets take it, and a person may write or edit one.
 """
 
 from __future__ import annotations

@@ -187,7 +187,7 @@ def scan(root: Path, selection: Selection | None = None) -> Iterator[AgentFolder
     for kind, names in asked.items():
         missing = [name for name in names if name not in seen[kind]]
         if missing:
-            raise InputError(f"{root}: no {kind} '{missing[0]}' in {', '.join(splits)}; `invoke tree` lists what is there")
+            raise InputError(f"{root}: no {kind} '{missing[0]}' in {', '.join(splits)}; `./invoke tree` lists what is there")
 
 
 def scan_agent(root: Path, split: str, scenario: str, agent: str) -> AgentFolder:

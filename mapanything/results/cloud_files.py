@@ -1,7 +1,7 @@
 """Clouds with their colours from .pcd, .ply and .glb files, ours and other programs'. Coordinates come as stored.
 
 Open3D is asked for a PCD's colours only: what it can't read it takes for zeros or leaves out without an error. A .glb is
-read only as `invoke infer` writes it.
+read only as `./invoke infer` writes it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _pcd(data: bytes, path: Path) -> tuple[NDArray[np.float32], NDArray[np.uint8
     points = decode_pcd(data, path).points  # checks what Open3D would pass over
     if not len(points) or not {"rgb", "rgba"} & {name for name, _, _ in header.fields}:
         return points, None
-    if header.encoding == "binary" and header.fields[3:] == (("rgb", "<f4", 1),):  # as `invoke infer` writes them
+    if header.encoding == "binary" and header.fields[3:] == (("rgb", "<f4", 1),):  # as `./invoke infer` writes them
         packed = np.frombuffer(data, "<u4", 4 * header.num_points, header.offset).reshape(-1, 4)[:, 3]
         return points, np.stack([packed >> 16, packed >> 8, packed], axis=-1).astype(np.uint8)
     return points, _pcd_colors(path, len(points))
@@ -107,7 +107,7 @@ def _pcd_colors(path: Path, count: int) -> NDArray[np.uint8] | None:
 
 def _glb(data: bytes, path: Path) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
     """One primitive of points: float32 coordinates, then 16-bit linear RGBA (results/clouds.py)."""
-    wrong = InputError(f"{path}: is no cloud of `invoke infer`; make it again")
+    wrong = InputError(f"{path}: is no cloud of `./invoke infer`; make it again")
     try:
         magic, version, length, size, kind = struct.unpack_from("<4sIII4s", data)
         if (magic, version, length, kind) != (b"glTF", 2, len(data), b"JSON"):

@@ -1,4 +1,4 @@
-"""What `invoke infer` wrote, as scenes: the cloud and the cameras in the main agent's LiDAR frame, OpenCV axes, metres.
+"""What `./invoke infer` wrote, as scenes: the cloud and the cameras in the main agent's LiDAR frame, OpenCV axes, metres.
 
 docs/inference.md describes the folder. It belongs to whoever made it: every entry is checked before it is used, and names
 in it never lead to a file outside the folder.
@@ -98,7 +98,7 @@ def find_predictions(root: Path) -> list[Path]:
         InputError: there is no such folder.
     """
     if not root.is_dir():
-        raise InputError(f"{root}: no such folder; give what `invoke infer` wrote with --out")
+        raise InputError(f"{root}: no such folder; give what `./invoke infer` wrote with --out")
     found = []
     for folder, folders, files in os.walk(root):
         if RECORD in files:
@@ -183,7 +183,7 @@ def _views(folder: Path) -> tuple[PredictedView, ...]:
             if not fine or intrinsics.shape != (3, 3) or pose.shape != (4, 4):
                 raise ValueError
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"{path}: view {number} is not as `invoke infer` writes it; make the scene again") from error
+            raise InputError(f"{path}: view {number} is not as `./invoke infer` writes it; make the scene again") from error
         views.append(PredictedView(name, agent, camera, folder / name, (width, height), intrinsics, pose))
     return tuple(views)
 
@@ -227,7 +227,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = read_json(path)
     except FileNotFoundError as error:
-        raise InputError(f"{path}: missing; the scene is not whole, run `invoke infer` again") from error
+        raise InputError(f"{path}: missing; the scene is not whole, run `./invoke infer` again") from error
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
     except ValueError as error:

@@ -83,7 +83,7 @@ def first_complete_frame(root: Path) -> FrameKey:
         for frame, bits in folder.frames.items():
             if bits == COMPLETE:
                 return folder.key(frame)
-    raise InputError(f"{root}: no frame has its YAML, cloud and four images; `invoke check-data` says what is missing")
+    raise InputError(f"{root}: no frame has its YAML, cloud and four images; `./invoke check-data` says what is missing")
 
 
 def sample_steps(work: Path, images: Path, depth: Path, few: bool, jobs: tuple[str, ...]) -> list[Step]:

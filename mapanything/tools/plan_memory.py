@@ -318,7 +318,7 @@ class Planner:
         if strategy != "single" and strategy != stage.distributed.strategy:
             entries.append(f"distributed.strategy={strategy}")
         if task:
-            return shlex.join(["invoke", "train", "--stage", str(self.stage), *(x for e in entries for x in ("-o", e))])
+            return shlex.join(["./invoke", "train", "--stage", str(self.stage), *(x for e in entries for x in ("-o", e))])
         return shlex.join(["python", "-m", "mapanything.train.training", f"stage=stage{self.stage}", *entries])
 
     def print_json(self) -> int:

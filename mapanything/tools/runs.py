@@ -79,7 +79,7 @@ def main() -> int:
     elif runs:
         print("\n".join(table(runs)))
     else:
-        print(f"{arguments.root}: no runs yet; `invoke train --stage 1` starts one")
+        print(f"{arguments.root}: no runs yet; `./invoke train --stage 1` starts one")
     return 0
 
 

@@ -1,7 +1,7 @@
 """Data and predictions in the browser: clouds, boxes, cameras of any frame, playback, snapshots.
 
     python -m mapanything.tools.viewer                            the data set, on http://localhost:8080
-    python -m mapanything.tools.viewer --predictions DIR          with what `invoke infer` wrote
+    python -m mapanything.tools.viewer --predictions DIR          with what `./invoke infer` wrote
     python -m mapanything.tools.viewer --rrd FILE.rrd             no server: a recording for Rerun's own viewer
 
 What is not named (split, scenario, agent, frame) is the first there is.
@@ -80,7 +80,7 @@ def _port(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m mapanything.tools.viewer", description=__doc__.splitlines()[0])
-    parser.add_argument("--predictions", type=Path, metavar="DIR", help="what `invoke infer` wrote with --out")
+    parser.add_argument("--predictions", type=Path, metavar="DIR", help="what `./invoke infer` wrote with --out")
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
                         help="address to listen on; 0.0.0.0: all of this machine's [%(default)s]")  # fmt: skip
     parser.add_argument("--port", type=_port, default=PORT, metavar="N", help="[%(default)s]")

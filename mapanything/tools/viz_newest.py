@@ -61,7 +61,7 @@ def draw_newest(args: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     else:
         raise InputError(
             f"nothing to draw: no run or prediction below {EXPERIMENTS} or {OUTPUTS}, and no data at {IMAGES}; "
-            "`invoke link-data` links them, or give a command (see --help)"
+            "`./invoke link-data` links them, or give a command (see --help)"
         )
     return chosen.run(chosen)
 

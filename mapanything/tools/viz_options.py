@@ -55,7 +55,7 @@ def output_option(parser: Parser) -> None:
 
 def prediction_option(parser: Parser) -> None:
     add_option(parser, "--prediction", type=Path, metavar="DIR",
-               help="what `invoke infer` wrote, or one scene's folder in it")  # fmt: skip
+               help="what `./invoke infer` wrote, or one scene's folder in it")  # fmt: skip
 
 
 def depth_option(parser: Parser) -> None:
@@ -127,7 +127,7 @@ def find_timestamp(args: argparse.Namespace) -> Timestamp:
         given = {"split": args.split, "scenario": args.scenario, "agent": args.agent, "frame": args.frame}
         named = ", ".join(f"{kind} {name}" for kind, name in given.items() if name)
         of = f" of {named}" if named else ""
-        raise InputError(f"{args.root}: no frame{of} with a YAML file; `invoke tree` lists what is there")
+        raise InputError(f"{args.root}: no frame{of} with a YAML file; `./invoke tree` lists what is there")
     names = [main.agent]
     if not args.single:
         others = sorted(list_folders(args.root / main.split / main.scenario), key=agent_order)

@@ -78,7 +78,7 @@ def _chosen(args: argparse.Namespace, frame: str | None) -> list[Path]:
     """The folders of --prediction that are of the split, scenario, agent and frame that are named, one at least."""
     folders = find_predictions(args.prediction)
     if not folders:
-        raise InputError(f"{args.prediction}: no scene.json at or below it; give what `invoke infer` wrote with --out")
+        raise InputError(f"{args.prediction}: no scene.json at or below it; give what `./invoke infer` wrote with --out")
     wanted = {"split": args.split, "scenario": args.scenario, "agent": args.agent, "frame": frame}
     chosen = [
         folder

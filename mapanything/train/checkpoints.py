@@ -161,7 +161,7 @@ def find_resumable(folder: Path) -> tuple[Path | None, list[str]]:
     if damaged:
         raise InputError(
             f"{'; '.join(f'{path}: {what}' for path, what in damaged)}; no whole checkpoint is left here: resume=false "
-            "(invoke train --fresh) puts all this aside and starts afresh"
+            "(./invoke train --fresh) puts all this aside and starts afresh"
         )
     return None, []
 

@@ -92,7 +92,7 @@ def plan(config: Mapping[str, Any], gpus: int | None = None) -> Plan:
     gpus = torch.cuda.device_count() if gpus is None else gpus
     if gpus == 0:
         raise InputError(
-            "no GPU is visible here (`invoke doctor` says why); distributed.device=cpu trains on the CPU, for tests"
+            "no GPU is visible here (`./invoke doctor` says why); distributed.device=cpu trains on the CPU, for tests"
         )
     if here <= gpus:
         return Plan(wanted, batches, **common)

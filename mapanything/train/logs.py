@@ -2,7 +2,7 @@
 
     console.log     what the console showed, of all runs in this folder      config.yaml     the resolved config
     log.txt         a JSON line per epoch                                    manifest.json   code, lock and data, host, command
-    status.json     how far it is and how it goes (`invoke runs`)            events.*        TensorBoard
+    status.json     how far it is and how it goes (`./invoke runs`)            events.*        TensorBoard
     pictures/       images, predicted and true depth after each validation
 
 One run at a time: the first process of a run holds a lock on `.lock` for as long as it lives.
@@ -223,7 +223,7 @@ def forget_epochs(folder: Path, done: int) -> None:
 
 
 def write_status(folder: Path, **values: Any) -> None:
-    """What `invoke runs` shows; entries that are not given stay as they are."""
+    """What `./invoke runs` shows; entries that are not given stay as they are."""
     status = read_status(folder) | values | {"time": datetime.now().isoformat(timespec="seconds")}
     attempt(lambda: write_text(folder / STATUS, json.dumps(status, indent=1) + "\n"), str(folder / STATUS))
 

@@ -442,7 +442,7 @@ def measure(config: DictConfig, shape: Shape, strategy: str, steps: int = 3) -> 
         InputError: no GPU, or too little memory on it.
     """
     if not torch.cuda.is_available():
-        raise InputError("--measure: no GPU is visible here (`invoke doctor` says why)")
+        raise InputError("--measure: no GPU is visible here (`./invoke doctor` says why)")
     device = torch.device("cuda", 0)
     torch.cuda.set_device(device)
     with ExitStack() as stack:

@@ -208,7 +208,7 @@ class Run:
             raise InputError(
                 f"{self.folder} holds a run on other scenes ({saved['data']['train']['scenes']} in "
                 f"{saved['data']['train']['root']}, now {self.data['train']['scenes']} in {self.data['train']['root']}): give "
-                "another output_dir, the same data, or resume=false (invoke train --fresh)"
+                "another output_dir, the same data, or resume=false (./invoke train --fresh)"
             )
         fresh = state.load_optimizer(self.model, self.optimizer, saved["optimizer"])
         self.train_feed.sampler.load_state_dict(saved["sampler"])

@@ -53,8 +53,8 @@ def check_start(config: DictConfig) -> None:
     predecessor = next((n for n in STAGES if Path(pretrained).parent == Path(_output_of(n, config))), None)
     if predecessor is not None and Path(pretrained).name == "checkpoint-best.pth":
         raise InputError(
-            f"stage {stage} starts from {pretrained}, which is not there: run `invoke train --stage {predecessor}` first, or "
-            "give model.pretrained=FILE"
+            f"stage {stage} starts from {pretrained}, which is not there: run `./invoke train --stage {predecessor}` first, "
+            "or give model.pretrained=FILE"
         )
     raise InputError(
         f"stage {stage} starts from {pretrained}, which is not there: fetch the official weights where there is internet "
@@ -110,5 +110,5 @@ def check_same_run(before: Mapping[str, Any], config: DictConfig, folder: Path) 
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise InputError(
             f"{folder} holds another run ({'; '.join(changed[:3])}{more}): give another output_dir, the same settings, or "
-            "resume=false (invoke train --fresh), which puts that run aside"
+            "resume=false (./invoke train --fresh), which puts that run aside"
         )

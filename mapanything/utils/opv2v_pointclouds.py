@@ -6,7 +6,7 @@
     points = load_cloud("data/opv2v_images/train/2021_.../641/000069.pcd", "world")   # all agents in one frame
     agents = load_agents("data/opv2v_images", "train", "2021_...", "000069", "641")   # the main agent first
     scene = build_scene(agents)                                                       # for opv2v_viz.save_view_png
-    predicted = read_prediction(find_predictions("visualization_outputs/...")[0])     # what `invoke infer` wrote
+    predicted = read_prediction(find_predictions("visualization_outputs/...")[0])     # what `./invoke infer` wrote
     errors = error_cloud(predicted.cloud, points)                                     # coloured by distance to the LiDAR
 
 Axes are OpenCV's (x right, y down, z forward), metres. The public names are those in `__all__`.

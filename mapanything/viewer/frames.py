@@ -84,12 +84,12 @@ class Catalog:
         self.root = root
         self.scenarios = tuple((split, name) for split in find_splits(root) for name in list_folders(root / split))
         if not self.scenarios:
-            raise InputError(f"{root}: has no scenario; `invoke tree` lists what is there")
+            raise InputError(f"{root}: has no scenario; `./invoke tree` lists what is there")
         # By its last four folders, {split}/{scenario}/{main agent}/{frame}, wherever it lies.
         found = find_predictions(predictions) if predictions is not None else []
         self._predictions = {FrameKey(*folder.resolve().parts[-4:]): folder for folder in found if len(folder.parts) >= 4}
         if predictions is not None and not self._predictions:
-            raise InputError(f"{predictions}: holds no prediction; give what `invoke infer` wrote with --out")
+            raise InputError(f"{predictions}: holds no prediction; give what `./invoke infer` wrote with --out")
 
     def agents(self, split: str, scenario: str) -> tuple[str, ...]:
         """The scenario's agents in OPV2V's order."""
@@ -115,7 +115,7 @@ class Catalog:
         for folder in scan(self.root, selection):
             for frame in folder.frames:
                 return folder.key(frame)
-        raise InputError(f"{self.root}: no frame; `invoke tree` lists what is there")
+        raise InputError(f"{self.root}: no frame; `./invoke tree` lists what is there")
 
     def prediction(self, key: FrameKey) -> Path | None:
         return self._predictions.get(key)

@@ -18,7 +18,7 @@ VIEWS = {"Chase": "chase", "Top": "top"}
 CHOOSE = "choose ..."
 LAYERS = {  # field of Look: label, hint
     "lidar": ("LiDAR", "The clouds of all agents; single ones can be hidden below"),
-    "prediction": ("Prediction", "What `invoke infer` wrote for this frame"),
+    "prediction": ("Prediction", "What `./invoke infer` wrote for this frame"),
     "error": ("Error", "The predicted points coloured by their distance to the nearest LiDAR point"),
     "boxes": ("Boxes", "All vehicles that any agent's LiDAR hit; agents have their colours"),
     "labels": ("Box names", "The vehicles' ids"),

@@ -1,4 +1,4 @@
-"""`invoke image` with a stand-in for docker: what is built, what is handed in, what is said when something is missing."""
+"""`./invoke image` with a stand-in for docker: what is built, what is handed in, what is said when something is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`invoke lint` beyond ruff: what is run, what is left out and said so, and what a finding or a missing tool does."""
+"""`./invoke lint` beyond ruff: what is run, what is left out and said so, and what a finding or a missing tool does."""
 
 from __future__ import annotations
 

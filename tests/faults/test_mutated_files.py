@@ -1,6 +1,6 @@
 """Thousands of broken files through every parser: a sound value or a refusal in one line; no crash, no hang, no flood.
 
-`invoke test` takes a few of each kind, `invoke test --faults` 10,000. One that fails is made again with
+`./invoke test` takes a few of each kind, `./invoke test --faults` 10,000. One that fails is made again with
 `mutations.mutated(PARSER, NUMBER, originals)`.
 """
 

@@ -255,7 +255,7 @@ def checkpoint(kind: str) -> Parser:
 
 
 def run_files(name: str) -> Parser:
-    """What `invoke runs` lists, and what a resumed run reads: whatever lies there, it lists and goes on."""
+    """What `./invoke runs` lists, and what a resumed run reads: whatever lies there, it lists and goes on."""
 
     def own(folder: Path) -> tuple[list[bytes], Check]:
         from omegaconf import OmegaConf

@@ -1,4 +1,4 @@
-"""A prediction's folder as `invoke infer` writes it, made of the ground truth; without a network, hence quick."""
+"""A prediction's folder as `./invoke infer` writes it, made of the ground truth; without a network, hence quick."""
 
 from __future__ import annotations
 

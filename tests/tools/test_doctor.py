@@ -1,4 +1,4 @@
-"""`invoke doctor`: its verdict on findings that are made up here, and on this machine."""
+"""`./invoke doctor`: its verdict on findings that are made up here, and on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`invoke link-data`: what it links, what it refuses, and that it changes nothing when it refuses."""
+"""`./invoke link-data`: what it links, what it refuses, and that it changes nothing when it refuses."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def test_table_advice_and_limits_of_a_tiny_network(capsys: pytest.CaptureFixture
     assert sum(line.startswith(("everything", "all but", "heads only")) for line in out.splitlines()) == len(WAYS)
     assert "0.5 for CUDA" in out and "<- as configured" in out
     assert f"one scene of up to {MOST} (and more) views" in out
-    assert "invoke train --stage 3 -o model=mapanything_tiny -o model.encoder.gradient_checkpointing=false" in out
+    assert "./invoke train --stage 3 -o model=mapanything_tiny -o model.encoder.gradient_checkpointing=false" in out
 
 
 def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""`invoke tree` on small skeletons of empty files."""
+"""`./invoke tree` on small skeletons of empty files."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def test_all_parts_of_the_chain(tmp_path, data):
     """Stages 1, 2 and 3 as the task runs them, each from the one before."""
     small = [value for value in settings(tmp_path, data) if not value.startswith("output_dir")]
     common = [*small, f"machine.root_experiments_dir={tmp_path}", "train_params.epochs=1", "distributed.world_size=1"]
-    with pytest.raises(InputError, match=r"run `invoke train --stage 1` first"):
+    with pytest.raises(InputError, match=r"run `./invoke train --stage 1` first"):
         training.main(["stage=stage2", *common])
     assert not list(tmp_path.iterdir())
     assert training.main(["stage=stage1", *common, "model.pretrained=null"]) == 0

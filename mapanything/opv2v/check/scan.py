@@ -113,7 +113,7 @@ def scan_tree(
         tree.agents = list(show(scans, len(todo)))
     for frame in selection.frames:
         if not any(frame in agent.frames for agent in tree.agents):
-            raise InputError(f"{root}: no frame '{frame}' in {', '.join(tree.splits)}; `invoke tree` lists what is there")
+            raise InputError(f"{root}: no frame '{frame}' in {', '.join(tree.splits)}; `./invoke tree` lists what is there")
     tree.problems += _frames_differ(tree.agents)
     tree.problems += known_defects(tree)
     if depth is not None:
@@ -155,7 +155,7 @@ def _folders(root: Path, selection: Selection) -> TreeScan:
         for name in names:
             if name not in seen[kind]:
                 where = ", ".join(tree.splits)
-                raise InputError(f"{root}: no {kind} '{name}' in {where}; `invoke tree` lists what is there")
+                raise InputError(f"{root}: no {kind} '{name}' in {where}; `./invoke tree` lists what is there")
     return tree
 
 

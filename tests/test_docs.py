@@ -149,22 +149,6 @@ def accept(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -
         compose_config([value for word, value in pairwise(arguments) if word == "-o"])
 
 
-def test_a_task_is_written_as_it_can_be_pasted() -> None:
-    """`./invoke TASK`, in a fresh clone: in documents, messages, comments and scripts alike."""
-    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    written = [ROOT / name for name in names if not name.startswith(("tests/fixtures/", "docs/pictures/"))]
-    import tasks
-
-    bare = re.compile(rf"(?<![./\w-])invoke (?=(--list|TASK|{'|'.join(Collection.from_module(tasks).task_names)})\b)")
-    places = [
-        f"{path.relative_to(ROOT)}:{number}"
-        for path in written
-        for number, line in enumerate(path.read_text().splitlines(), 1)
-        if bare.search(line.replace("-m invoke ", ""))
-    ]
-    assert not places, f"write ./invoke: {', '.join(places)}"
-
-
 def test_documents_have_commands() -> None:
     assert len(ALL) > 80
     assert len(commands(README)) > 30

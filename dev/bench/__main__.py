@@ -3,10 +3,10 @@
 data: ratios against plain references in the same run. A figure is the median of several rounds in which both sides take
 turns, so that a machine whose speed drifts slows both. References are what one would write first: PyYAML's pure loader,
 Open3D's PCD reader, Pillow, Python loops.
-model: the full-size networks beside upstream's figures (bench_model.py).
-train: the training step, and its loader, loss and checkpoints (bench_train.py).
-results: comparing clouds, and writing what was predicted (bench_results.py).
-viz: pictures, beside Open3D and Matplotlib as they are (bench_viz.py).
+model: the full-size networks beside upstream's figures (model.py).
+train: the training step, and its loader, loss and checkpoints (train.py).
+results: comparing clouds, and writing what was predicted (results.py).
+viz: pictures, beside Open3D and Matplotlib as they are (viz.py).
 all: one after the other. One that fails is said in a line, the others still run, and the exit code is 1.
 
 Behind a ratio stand the smallest and the largest one of the rounds. Speed is no verdict: whatever the ratios are, the exit
@@ -145,9 +145,7 @@ def bench_model(rounds: int) -> list[dict[str, Any]]:
     from dev.bench import model as suite
 
     print(", ".join(f"{key} {value}" for key, value in machine().items()))
-    print(
-        "seconds are processor time per thread; the reference does upstream's extra work (see bench_model.py); 'upstream' is"
-    )
+    print("seconds are processor time per thread; the reference does upstream's extra work (see model.py); 'upstream' is")
     print("upstream itself on 2 cores of an EPYC with AVX512-BF16, not in this run")
     print(f"{'518x392':38}{'ours':>9}{'reference':>10}{'ratio':>20}{'upstream':>10}{'memory':>11}{'upstream':>10}")
     rows: list[dict[str, Any]] = []

@@ -2,7 +2,7 @@
 
 `shown` gives the very objects that a snapshot hands to render.save_view_png; the browser draws the same ones.
 
-A cloud goes out in chunks, any first ones a fair sample of it (viewer_frames.py). Each chunk is cut into tiles whose points
+A cloud goes out in chunks, any first ones a fair sample of it (frames.py). Each chunk is cut into tiles whose points
 are sent relative to the tile's centre as float16: within 32 m of the centre that rounds by less than 8 mm along an axis, where
 float16 alone is 3 cm off at 100 m. What lies outside the 3 x 3 tiles around the main agent (96 m) is sent as float32.
 """

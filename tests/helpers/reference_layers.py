@@ -1,4 +1,7 @@
-"""Of the reference network: its parameters, quaternions and poses, building blocks. (reference.py says how it is written.)"""
+"""Parameters, quaternions and poses, building blocks of the reference network.
+
+reference.py says how it is written; § are sections of docs/network.md.
+"""
 
 from __future__ import annotations
 

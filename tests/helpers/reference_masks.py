@@ -1,4 +1,7 @@
-"""Of the reference's `infer`: edge mask and multi-view confidence, pixel by pixel. (reference.py says how it is written.)"""
+"""Edge mask and multi-view confidence of the reference's `infer`, pixel by pixel.
+
+reference.py says how it is written; § are sections of docs/network.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Of the reference network: encoders, multi-view transformer, heads, forward pass. (reference.py says how it is written.)"""
+"""Encoders, multi-view transformer, heads and forward pass of the reference network.
+
+reference.py says how it is written; § are sections of docs/network.md.
+"""
 
 from __future__ import annotations
 

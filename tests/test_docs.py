@@ -33,7 +33,8 @@ from mapanything.train.stages import compose_config
 ROOT = Path(__file__).parents[1]
 SAMPLE = Path(__file__).parent / "fixtures" / "sample_opv2v"
 README, CHINESE, GUIDE = ROOT / "README.md", ROOT / "README.zh.md", ROOT / "docs" / "opv2v_unified_notes.md"
-DOCUMENTS = [README, CHINESE, ROOT / "data" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / name for name in ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+DOCUMENTS = [README, CHINESE, ROOT / "data" / "README.md", *PAGES, *sorted((ROOT / "docs").glob("*.md"))]
 STARTS = (
     "./invoke ",
     "python -m mapanything",
@@ -283,6 +284,16 @@ def test_every_document_and_picture_can_be_reached(start: Path) -> None:
 def test_pictures_are_small() -> None:
     pictures = list((ROOT / "docs" / "pictures").iterdir())
     assert pictures and all(path.suffix == ".png" and path.stat().st_size <= 400_000 for path in pictures)
+
+
+@pytest.mark.parametrize("document", [*(ROOT / "docs").glob("*.md")], ids=lambda path: path.name)
+def test_a_guide_opens_with_an_english_summary(document: Path) -> None:
+    if not re.search(r"[\u4e00-\u9fff]", document.read_text()):
+        return  # all of it is
+    assert headings(document)[1] == "In English"
+    summary = document.read_text().partition("## In English\n")[2].partition("\n---\n")[0]
+    assert "**The trap:**" in summary and not re.search(r"[\u4e00-\u9fff]", summary)
+    assert document.name == "conventions.md" or re.search(r"^    \S", summary, re.MULTILINE), "no command"
 
 
 # Facts that stand elsewhere too

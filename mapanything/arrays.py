@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tokenize
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,26 +16,35 @@ from mapanything.errors import InputError
 PNG_SCALE = 256.0  # steps of a 16-bit PNG per metre, as KITTI's: 4 mm apart, up to 255.996 m
 
 
-def npy_header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Shape, dtype and offset of the data, from a .npy file's header; the file is as long as the header promises.
+class NpyHeader(NamedTuple):
+    """What a .npy file's header says; `offset` is where the data begin, `order` "C" or "F" (columns first)."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    offset: int
+    order: Literal["C", "F"]
+
+
+def npy_header(path: Path) -> NpyHeader:
+    """The header of a .npy file that is as long as it promises.
 
     Raises:
         InputError: no .npy file, Python objects in it, or shorter or longer than promised.
     """
     try:
         with open(path, "rb") as file:
-            shape, dtype, offset = _parse_npy_header(file, path)
+            header = _parse_npy_header(file, path)
             size = file.seek(0, io.SEEK_END)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
-    promised = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize
+    promised = header.offset + int(np.prod(header.shape, dtype=object)) * header.dtype.itemsize
     if size != promised:
         state = "truncated" if size < promised else "longer than its header says"
         raise InputError(f"{path}: {state} ({size} of {promised} bytes); make it again or restore it")
-    return shape, dtype, offset
+    return header
 
 
-def _parse_npy_header(file: io.BufferedReader, path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
+def _parse_npy_header(file: io.BufferedReader, path: Path) -> NpyHeader:
     try:
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
@@ -45,14 +54,14 @@ def _parse_npy_header(file: io.BufferedReader, path: Path) -> tuple[tuple[int, .
         tokenize.TokenError,  # NumPy retries a header that does not parse as one of Python 2, token by token
     ) as error:
         raise InputError(f"{path}: is no .npy array ({' '.join(str(error).split())[:80]}); make it again") from error
-    if dtype.hasobject or fortran or any(n < 0 for n in shape):
+    if dtype.hasobject or any(n < 0 for n in shape):
         raise InputError(f"{path}: is no plain .npy array of numbers; make it again")
-    return shape, dtype, file.tell()
+    return NpyHeader(shape, dtype, file.tell(), "F" if fortran else "C")
 
 
 def read_npy(path: Path) -> NDArray[Any]:
     """Reads an array as it is stored. Raises InputError as `npy_header`, or where the file shrinks meanwhile."""
-    shape, dtype, offset = npy_header(path)
+    shape, dtype, offset, order = npy_header(path)
     count = int(np.prod(shape, dtype=object))
     try:
         values = np.fromfile(path, dtype, count=count, offset=offset)
@@ -60,7 +69,7 @@ def read_npy(path: Path) -> NDArray[Any]:
         raise InputError(f"{path}: {error.strerror or error}") from error
     if values.size != count:
         raise InputError(f"{path}: became shorter while it was read; make it again or restore it")
-    return values.reshape(shape)
+    return np.ascontiguousarray(values.reshape(shape, order=order))
 
 
 def npy_bytes(array: NDArray[Any]) -> bytes:

@@ -33,7 +33,7 @@ def read_depth(path: Path) -> NDArray[np.float32]:
         if values.dtype == np.uint16:
             return values.astype(np.float32) / np.float32(PNG_SCALE)
         return np.where(values == 255, 0, values).astype(np.float32)
-    shape, dtype, _ = npy_header(path)
+    shape, dtype, *_ = npy_header(path)
     if len(shape) == 3 and shape[-1] == 1:
         shape = shape[:2]
     if len(shape) != 2 or dtype.kind not in "fiu":

@@ -8,6 +8,7 @@ Source of every convention: geometry/carla.py.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ from mapanything.errors import InputError
 from mapanything.geometry import carla
 from mapanything.geometry.rigid import invert
 from mapanything.opv2v.layout import NUM_CAMERAS
-from mapanything.opv2v.yaml_file import read_yaml
+from mapanything.opv2v.yaml_file import kind_of, read_yaml
 
 Float = NDArray[np.float64]
 MAX_SIDE = 16384  # pixels; a map for a camera that claims more would not fit into memory
+_QUOTED = re.compile(
+    r"\s*[-+]?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})([eE][-+]?\d{1,3})?\s*", re.ASCII
+)  # a number in quotes is one
 MAX_VALUE = 1e7  # metres, degrees, pixels: what is larger is no measurement, and would become infinite in float32
 
 
@@ -112,7 +116,7 @@ def parse_frame(data: dict[Any, Any], path: Path) -> Frame:
         lidar_pose=lidar_pose,
         world_from_lidar=world_from_lidar,
         world_from_ego=None if ego is None else carla.cv_pose(ego),
-        ego_speed_kmh=_number(data.get("ego_speed", math.nan), "ego_speed", path),
+        ego_speed_kmh=_optional(data, "ego_speed", path),
         cameras=tuple(
             _camera(data[f"camera{k}"], k, world_from_lidar, path)
             for k in range(NUM_CAMERAS)
@@ -151,22 +155,32 @@ def _vehicles(data: Any, path: Path) -> tuple[Vehicle, ...]:
         return ()
     if not isinstance(data, dict):
         raise InputError(f"{path}: vehicles is no mapping; restore the file")
+    ids: list[int] = []
     poses, centers, extents, speeds = [], [], [], []
     for key, value in data.items():
         name = f"vehicles.{key}"
-        if not isinstance(key, int) or not isinstance(value, dict):
-            raise InputError(f"{path}: {name} is no vehicle (an integer id with a mapping); restore the file")
+        number = _vehicle_id(key)
+        if number is None or number in ids or not isinstance(value, dict):
+            raise InputError(f"{path}: {name} is no vehicle (an integer id, once, with a mapping); restore the file")
+        ids.append(number)
         location = _array(value, "location", (3,), path, name)
         poses.append([*location, *_array(value, "angle", (3,), path, name)])
         centers.append(_array(value, "center", (3,), path, name))
         extents.append(_array(value, "extent", (3,), path, name))
-        speeds.append(_number(value.get("speed", math.nan), f"{name}.speed", path))
+        speeds.append(_optional(value, "speed", path, name))
     if not poses:
         return ()
     world_from_box = carla.ue_matrix_from_pose(poses)
     world_from_box[:, :3, 3] += (world_from_box[:, :3, :3] @ np.array(centers)[:, :, None])[:, :, 0]
-    values = zip(data, carla.cv_from_ue(world_from_box), carla.cv_sizes(extents), speeds, strict=True)
+    values = zip(ids, carla.cv_from_ue(world_from_box), carla.cv_sizes(extents), speeds, strict=True)
     return tuple(Vehicle(key, pose, half_size, speed) for key, pose, half_size, speed in values)
+
+
+def _vehicle_id(key: Any) -> int | None:
+    """An id as a number, also where a JSON round trip made it text."""
+    if isinstance(key, str) and re.fullmatch(r"-?[0-9]{1,18}", key):
+        return int(key)
+    return key if isinstance(key, int) and not isinstance(key, bool) else None
 
 
 def _array(data: dict[Any, Any], key: str, shape: tuple[int, ...], path: Path, inside: str = "") -> Float:
@@ -179,6 +193,14 @@ def _array(data: dict[Any, Any], key: str, shape: tuple[int, ...], path: Path, i
 def _values(value: Any, shape: tuple[int, ...], name: str, path: Path) -> Float:
     """Finite numbers of exactly `shape`. Checked level by level: YAML aliases can make a nested list astronomically large."""
     rows = [value]
+    if (
+        shape == (6,)
+        and isinstance(value, list)
+        and len(value) == 4
+        and all(isinstance(r, list) and len(r) == 4 for r in value)
+    ):
+        wanted = "x, y, z, roll, yaw, pitch are due"
+        raise InputError(f"{path}: {name} is a 4x4 matrix where {wanted} (V2V4Real's form): convert it")
     for size in shape:
         if any(len(_list(row, name, path)) != size for row in rows):
             raise InputError(f"{path}: {name} should have shape {'x'.join(map(str, shape))}; restore the file")
@@ -197,11 +219,17 @@ def _list(value: Any, name: str, path: Path) -> list[Any]:
     return value
 
 
+def _optional(data: dict[Any, Any], key: str, path: Path, inside: str = "") -> float:
+    """A number that may be absent or null: NaN then."""
+    value = data.get(key)
+    return math.nan if value is None else _number(value, f"{inside}.{key}" if inside else key, path)
+
+
 def _number(value: Any, name: str, path: Path) -> float:
+    if isinstance(value, str) and _QUOTED.fullmatch(value):
+        value = float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        # A list is never printed: through aliases a small file can hold one of 9^39 items.
-        shown = repr(value[:40]) if isinstance(value, str) else f"a {type(value).__name__}"
-        raise InputError(f"{path}: {name} is no number but {shown}; restore the file")
+        raise InputError(f"{path}: {name} is no number but {kind_of(value)}; restore the file")
     try:
         return float(value)
     except OverflowError:

@@ -70,7 +70,45 @@ def decode_pcd(data: bytes, path: Path) -> PointCloud:
     header = parse_header(data, path)
     columns = (_ascii_columns if header.encoding == "ascii" else _binary_columns)(data, header, path)
     points = np.stack([columns[axis].astype(np.float32, copy=False) for axis in "xyz"], axis=-1)
+    if len(points) and not np.isfinite(points).all(axis=1).any():
+        raise InputError(f"{path}: none of its {len(points)} points is finite: the LiDAR saw nothing; leave the frame out")
     return PointCloud(points, _intensity(columns))
+
+
+def check_body(data: bytes, header: PcdHeader, path: Path) -> None:
+    """Whether the points are as many as the header promises, without reading a number; reading has the same rule.
+
+    The last row of an ascii cloud may lack its line end, and zero bytes may follow the points: programs that write into
+    mapped memory leave those, up to the end of a page.
+
+    Raises:
+        InputError: truncated, a row with too few or too many numbers, or more bytes than points.
+    """
+    if header.encoding == "ascii":
+        _check_rows(data, header, path)
+        return
+    promised = header.offset + header.num_points * header.point_bytes
+    if header.encoding == "binary_compressed":
+        promised = header.offset + 8 + int.from_bytes(data[header.offset : header.offset + 4], "little")
+    if len(data) < promised:
+        raise InputError(f"{path}: truncated ({len(data)} of {promised} bytes); restore the file")
+    if data.count(0, promised) != len(data) - promised:
+        raise InputError(f"{path}: longer than its header says ({len(data)} of {promised} bytes); restore the file")
+
+
+def _check_rows(data: bytes, header: PcdHeader, path: Path) -> None:
+    rows, width = header.num_points, sum(count for _, _, count in header.fields)
+    body = data[header.offset :].rstrip(b"\0")
+    ends = body.count(b"\n") + (not body.endswith(b"\n"))
+    last = body[body.rfind(b"\n", 0, -1) + 1 :]
+    if (ends, body.count(b" "), len(last.split())) == (rows, rows * (width - 1), width):
+        return  # as OPV2V writes them
+    lines = [line for line in body.splitlines() if line.strip()]
+    for number, line in enumerate(lines[:rows], 1):
+        if (words := len(line.split())) != width:
+            raise InputError(f"{path}: row {number} has {words} of {width} numbers; restore the file")
+    if len(lines) != rows:
+        raise InputError(f"{path}: has {len(lines)} of {rows} points; restore the file")
 
 
 def parse_header(data: bytes, path: Path) -> PcdHeader:
@@ -110,8 +148,10 @@ def _checked_header(values: dict[str, list[str]], offset: int, path: Path) -> Pc
         raise InputError(f"{path}: PCD header's FIELDS, SIZE, TYPE and COUNT differ in length; restore the file")
     fields = []
     for name, size, kind, count in zip(names, sizes, types, counts, strict=True):
+        if count == 0:
+            continue  # padding of a driver's: a field without bytes
         dtype = _DTYPES.get(f"{kind}{size}")
-        if dtype is None or not 1 <= count <= 65536:
+        if dtype is None or count > 65536:
             raise InputError(f"{path}: PCD field {name[:40]!r} has no known type ({kind[:8]}{size} x {count})")
         fields.append((name.lower(), dtype, count))
     for axis in "xyz":
@@ -119,7 +159,9 @@ def _checked_header(values: dict[str, list[str]], offset: int, path: Path) -> Pc
             raise InputError(f"{path}: PCD has no field {axis}, or more than one; is it a LiDAR cloud?")
     width, height = (integers("WIDTH") or [0])[0], (integers("HEIGHT", [1]) or [1])[0]
     num_points = (integers("POINTS", [width * height]) or [0])[0]
-    if num_points != width * height or num_points > MAX_POINTS:
+    if num_points > MAX_POINTS:
+        raise InputError(f"{path}: PCD header says {num_points} points, over {MAX_POINTS:,}: no frame has that many")
+    if num_points != width * height:
         raise InputError(f"{path}: PCD header says {num_points} points but {width} x {height}; restore the file")
     encoding = " ".join(values["DATA"]).lower()
     if encoding not in ("ascii", "binary", "binary_compressed"):
@@ -128,12 +170,14 @@ def _checked_header(values: dict[str, list[str]], offset: int, path: Path) -> Pc
 
 
 def _ascii_columns(data: bytes, header: PcdHeader, path: Path) -> dict[str, NDArray]:
-    if len(data) > header.offset and not data.endswith(b"\n"):
-        raise InputError(f"{path}: the last line has no end, so its last number may be cut: truncated; restore the file")
+    data = data.rstrip(b"\0")
+    if not data.endswith(b"\n"):
+        data += b"\n"
     width = sum(count for _, _, count in header.fields)
     table = _plain_table(data, header, width)
     if table is None:
-        table = _any_table(data[header.offset :], header.num_points, width, path)
+        _check_rows(data, header, path)
+        table = _any_table(data[header.offset :], width, path)
     columns: dict[str, NDArray] = {}
     start = 0
     for name, dtype, count in header.fields:
@@ -171,29 +215,22 @@ def _plain_table(data: bytes, header: PcdHeader, width: int) -> NDArray[np.float
     return values.reshape(rows, width) if values.size == rows * width else None
 
 
-def _any_table(body: bytes, rows: int, width: int, path: Path) -> NDArray[np.float64]:
-    """The same for any white space and any spelling of a number."""
+def _any_table(body: bytes, width: int, path: Path) -> NDArray[np.float64]:
+    """The same for any white space and any spelling of a number, of rows that are known to be as many and as long as due."""
     if not body.strip():
-        table = np.empty((0, width))
-    else:
-        try:
-            most = min(rows, body.count(b"\n")) + 1  # loadtxt makes room for that many before it reads: no more than lines
-            table = np.loadtxt(io.BytesIO(body), dtype=np.float64, ndmin=2, comments=None, max_rows=most)
-        except (ValueError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())[:120]
-            raise InputError(f"{path}: PCD data are not {width} numbers a line ({reason}); restore the file") from error
-        if table.shape[1] != width:
-            raise InputError(f"{path}: PCD data have {table.shape[1]} numbers a line where {width} are due; restore the file")
-    if len(table) != rows:
-        raise InputError(f"{path}: has {len(table)} of {rows} points; restore the file")
-    return table
+        return np.empty((0, width))
+    try:
+        return np.loadtxt(io.BytesIO(body), dtype=np.float64, ndmin=2, comments=None)
+    except (ValueError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"{path}: PCD data are not {width} numbers a line ({reason}); restore the file") from error
 
 
 def _packed_colour(values: NDArray[np.float64], dtype: str) -> NDArray[np.uint32]:
     """The 32 bits of a colour that was written as text: as an integer, or as the float32 that has those bits."""
     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-    if dtype[1] != "f":
-        return np.clip(values, 0, 2**32 - 1).astype(np.uint32)
+    if dtype[1] != "f":  # signed ones too: the same 32 bits
+        return (np.clip(values, -(2**31), 2**32 - 1).astype(np.int64) & 0xFFFFFFFF).astype(np.uint32)
     # Below 2^-125 neighbouring float32 differ by 2^-149, so value * 2^149 *is* the bit pattern; no subnormal is touched.
     small = np.abs(values) < 2.0**-125
     bits = np.rint(np.abs(np.where(small, values, 0.0)) * 2.0**149).astype(np.uint32)
@@ -201,12 +238,11 @@ def _packed_colour(values: NDArray[np.float64], dtype: str) -> NDArray[np.uint32
 
 
 def _binary_columns(data: bytes, header: PcdHeader, path: Path) -> dict[str, NDArray]:
+    check_body(data, header, path)
     size = header.num_points * header.point_bytes
     if header.encoding == "binary":
         body = data[header.offset : header.offset + size]
         dtype = np.dtype([(f"f{i}", dt, (c,)) for i, (_, dt, c) in enumerate(header.fields)])
-        if len(body) < size:
-            raise InputError(f"{path}: has {len(body)} of {size} bytes of points: truncated; restore the file")
         table = np.frombuffer(body, dtype=dtype)
         raw = [(name, table[f"f{i}"]) for i, (name, _, _) in enumerate(header.fields)]
     else:
@@ -230,8 +266,6 @@ def _decompressed(data: bytes, header: PcdHeader, size: int, path: Path) -> byte
     if len(data) < start:
         raise InputError(f"{path}: truncated right after the header; restore the file")
     packed, unpacked = np.frombuffer(data, dtype="<u4", count=2, offset=header.offset).tolist()
-    if len(data) - start < packed:
-        raise InputError(f"{path}: has {len(data) - start} of {packed} compressed bytes: truncated; restore the file")
     if unpacked != size:
         raise InputError(f"{path}: unpacks to {unpacked} bytes where {size} are due; restore the file")
     body = lzf_decompress(data[start : start + packed], unpacked)

@@ -58,7 +58,10 @@ def png_info(data: bytes, path: Path) -> PngInfo:
     if data[:8] != SIGNATURE or data[12:16] != b"IHDR" or len(data) < 33:
         raise InputError(f"{path}: is no PNG image; restore the file")
     width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", data[16:29])
-    if not (0 < width * height <= MAX_PIXELS) or colour not in _CHANNELS or depth not in (1, 2, 4, 8, 16):
+    if width * height > MAX_PIXELS:
+        size = f"{width}x{height}, over {MAX_PIXELS // 1_000_000} million pixels"
+        raise InputError(f"{path}: is {size}: too large to be a frame's image")
+    if not width * height or colour not in _CHANNELS or depth not in (1, 2, 4, 8, 16):
         raise InputError(f"{path}: PNG header is corrupt ({width}x{height}, depth {depth}, colour {colour})")
     return PngInfo(width, height, depth, colour, interlace != 0)
 
@@ -110,7 +113,10 @@ def decode_rgb(data: bytes, path: Path) -> NDArray[np.uint8]:
             pixels = _decode_sub_filtered(data, info)
             if pixels is not None:
                 return pixels
-    return np.asarray(_pillow(data, path, "RGB"))
+        if (info.bit_depth, info.colour_type) == (16, 0):  # Pillow cuts those at 255 instead of scaling them
+            grey = np.rint(np.asarray(_pillow(data, path, None), np.float64) / 257).astype(np.uint8)
+            return np.repeat(grey[..., None], 3, axis=2)
+    return np.array(_pillow(data, path, "RGB"))
 
 
 def read_png16(path: Path) -> NDArray[np.integer]:

@@ -30,6 +30,7 @@ _Loader.yaml_implicit_resolvers = {
     for first, pairs in yaml.CSafeLoader.yaml_implicit_resolvers.items()
 }
 _FLOAT = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+\Z")
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", lambda loader, node: loader.construct_sequence(node))
 for _first in "-+.0123456789":
     _Loader.yaml_implicit_resolvers.setdefault(_first, []).insert(0, ("tag:yaml.org,2002:float", _FLOAT))
 
@@ -55,12 +56,26 @@ def read_yaml(path: Path) -> dict[Any, Any]:
         value = yaml.load(data, _Loader)  # noqa: S506 (a CSafeLoader)
     except InputError:
         raise
+    except yaml.constructor.ConstructorError as error:
+        tag = re.search(r"'tag:yaml.org,2002:(python/[\w./:]*)", error.problem or "")
+        if tag is None:
+            raise InputError(f"{path}: is no valid YAML ({_reason(error)}); restore the file") from error
+        objects = f"{path}: holds Python objects (tag {tag[1]})"
+        raise InputError(f"{objects}, which are never made: write plain numbers, e.g. with `.tolist()`") from error
     except (yaml.YAMLError, ValueError, ArithmeticError, TypeError, AttributeError, LookupError) as error:
         # A constructor may fail on a value that only looks like a number or date: broken input too, not a bug of ours.
         raise InputError(f"{path}: is no valid YAML ({_reason(error)}); restore the file") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path}: holds a {type(value).__name__} where a mapping is due; restore the file")
+        raise InputError(f"{path}: holds {kind_of(value)} where a mapping is due; restore the file")
     return value
+
+
+def kind_of(value: Any) -> str:
+    """A value's kind in YAML's words. A list is never printed: through aliases a small file can hold one of 9^39 items."""
+    if isinstance(value, str):
+        return repr(value[:40])
+    words = {type(None): "null", bool: "true or false", list: "a list", dict: "a mapping", int: "a number", float: "a number"}
+    return words.get(type(value), "no plain value")
 
 
 def _may_nest_deeply(data: bytes) -> bool:

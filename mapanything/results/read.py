@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mapanything.arrays import read_npy
 from mapanything.errors import InputError
 from mapanything.files import read_json
 from mapanything.geometry.camera import unproject
 from mapanything.geometry.carla import cv_points
 from mapanything.geometry.nearest import nearest_distances
 from mapanything.geometry.rigid import transform
-from mapanything.opv2v.depth import npy_header, read_depth
+from mapanything.opv2v.depth import read_depth
 from mapanything.pictures.scenes import Cameras, Cloud, Colors, agent_color, map_colors
 from mapanything.results.cloud_files import SUFFIXES, read_cloud
 
@@ -238,10 +239,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_mask(path: Path) -> NDArray[np.bool_]:
-    shape, dtype, offset = npy_header(path)
-    if dtype != np.bool_ or len(shape) != 2:
-        raise InputError(f"{path}: holds {dtype} of shape {shape}, a mask is (H, W) of bool; make the scene again")
-    return np.fromfile(path, dtype, offset=offset).reshape(shape)
+    mask = read_npy(path)
+    if mask.dtype != np.bool_ or mask.ndim != 2:
+        raise InputError(f"{path}: holds {mask.dtype} of shape {mask.shape}, a mask is (H, W) of bool; make the scene again")
+    return mask
 
 
 def _all_text(values: object) -> bool:

@@ -129,7 +129,7 @@ def depth_png(folder: Path) -> tuple[list[bytes], Check]:
 def depth_npy(folder: Path) -> tuple[list[bytes], Check]:
     def check(data: bytes) -> None:
         path.write_bytes(data)
-        shape, _, _ = npy_header(path)
+        shape = npy_header(path).shape
         depth = read_depth(path)
         assert depth.shape == shape[:2] and depth.dtype == np.float32
 

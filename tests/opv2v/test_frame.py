@@ -77,7 +77,7 @@ def test_optional_and_odd_fields(data):
     [
         (("lidar_pose",), None, "lidar_pose is missing"),
         (("lidar_pose",), [1, 2, 3], "lidar_pose should have shape 6"),
-        (("lidar_pose",), [[1.0] * 4] * 4, "lidar_pose should have shape 6"),  # V2V4Real
+        (("lidar_pose",), [[1.0] * 4] * 4, "lidar_pose is a 4x4 matrix where x, y, z.*V2V4Real.*convert it"),
         (("lidar_pose",), [0, 0, 0, 0, 0, math.nan], "NaN"),
         (("lidar_pose",), [0, 0, 0, 0, 0, "east"], "'east'"),
         (("lidar_pose",), [0, 0, 0, 0, 0, True], "no number"),

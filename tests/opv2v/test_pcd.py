@@ -116,7 +116,9 @@ def test_a_file_cut_anywhere_is_said_to_be(tmp_path, cloud, encoding):
     points, red = cloud
     path = write(tmp_path / "c.pcd", points[:20], red[:20], encoding)
     data = path.read_bytes()
-    for size in range(0, len(data), 3):
+    # Nothing tells a number that was cut from a shorter one: the last of a text, whose line end may be missing.
+    end = data.rfind(b" ") if encoding == "ascii" else len(data)
+    for size in range(0, end, 3):
         path.write_bytes(data[:size])
         with pytest.raises(InputError, match=r"c\.pcd"):
             read_pcd(path)

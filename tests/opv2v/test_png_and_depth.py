@@ -16,6 +16,7 @@ from mapanything.arrays import npy_header
 from mapanything.errors import InputError
 from mapanything.opv2v import png
 from mapanything.opv2v.depth import clean_depth, is_dense, read_depth, write_depth_npy, write_depth_png
+from tests.helpers.file_bytes import png_of
 
 PATH = Path("i.png")
 
@@ -52,12 +53,27 @@ def test_fast_decoder_and_pillow_agree(seed, width, height, parts, only_sub):
     assert png.check_png(data, PATH).width == width
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "I;16"])
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
 def test_other_kinds_of_png_are_read_as_pillow_reads_them(tmp_path, mode):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8), dtype=np.uint8)
-    image = Image.fromarray(pixels.astype(np.uint16) * 256) if mode == "I;16" else Image.fromarray(pixels).convert(mode)
-    image.save(tmp_path / "i.png")
-    assert np.array_equal(png.read_image(tmp_path / "i.png"), np.asarray(Image.open(tmp_path / "i.png").convert("RGB")))
+    Image.fromarray(pixels).convert(mode).save(tmp_path / "i.png")
+    read = png.read_image(tmp_path / "i.png")
+    assert np.array_equal(read, np.asarray(Image.open(tmp_path / "i.png").convert("RGB")))
+    assert read.flags.writeable  # torch warns of what is not
+
+
+def test_16_bits_of_grey_are_scaled_not_cut(tmp_path):
+    values = np.array([[0, 128, 257 * 7, 40000, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "i.png")
+    read = png.read_image(tmp_path / "i.png")
+    assert read[0, :, 0].tolist() == [0, 0, 7, 156, 255] and (read == read[..., :1]).all()
+    assert read.flags.writeable
+
+
+def test_an_image_too_large_is_said_to_be(tmp_path):
+    (tmp_path / "i.png").write_bytes(png_of(60000, 60000, b""))
+    with pytest.raises(InputError, match=r"is 60000x60000, over 100 million pixels: too large"):
+        png.read_image(tmp_path / "i.png")
 
 
 @pytest.mark.real

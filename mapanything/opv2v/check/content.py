@@ -25,7 +25,7 @@ from mapanything.opv2v.check.report import Problem
 from mapanything.opv2v.depth import MAX_DEPTH, read_depth
 from mapanything.opv2v.frame import Camera, Frame, read_frame
 from mapanything.opv2v.layout import CAMERA, PCD, YAML, DepthLayout, FrameKey, FramePaths
-from mapanything.opv2v.pcd import PcdHeader, PointCloud, decode_pcd, parse_header
+from mapanything.opv2v.pcd import PointCloud, check_body, decode_pcd, parse_header
 from mapanything.opv2v.png import PngInfo, check_png, decode_rgb, read_bytes
 
 MAX_FILE_BYTES = 1 << 30  # a hundred times the largest real file: never read what can't be one
@@ -171,8 +171,7 @@ def _check_cloud(context: Context, paths: FramePaths, findings: _Findings) -> Po
     try:
         data = _read(path)
         header = parse_header(data, path)
-        _check_pcd_size(data, header, path, count_lines=not context.deep)
-        cloud = decode_pcd(data, path) if context.deep else None
+        cloud = decode_pcd(data, path) if context.deep else check_body(data, header, path)
     except (InputError, OSError) as error:
         findings.add_error("corrupt-cloud", _as_input_error(error, path), path, root)
         return None
@@ -181,15 +180,18 @@ def _check_cloud(context: Context, paths: FramePaths, findings: _Findings) -> Po
         return None
     if cloud is None:
         return None
-    squared = np.einsum("ij,ij->i", cloud.points, cloud.points)
-    nearest, farthest = squared.min(), squared.max()
-    if not (nearest >= RANGE[0] ** 2 and farthest <= RANGE[1] ** 2):  # NaN compares false
-        wrong = ~np.isfinite(squared)
-        outside = (squared < RANGE[0] ** 2) | (squared > RANGE[1] ** 2)
-        message = f"{np.count_nonzero(wrong)} points are NaN or infinite, {np.count_nonzero(outside & ~wrong)} lie "
-        findings.add("bad-points", message + f"outside {RANGE[0]:g} to {RANGE[1]:g} m", path, root)
+    points = cloud.points
+    finite = np.isfinite(points).all(axis=1)
+    if not finite.all():
+        message = f"{np.count_nonzero(~finite)} of {len(finite)} points are NaN or infinite, as where no echo came"
+        findings.add("no-echo", message, path, root)
+        points = points[finite]
+    squared = np.einsum("ij,ij->i", points, points)
+    outside = np.count_nonzero((squared < RANGE[0] ** 2) | (squared > RANGE[1] ** 2))
+    if outside:
+        findings.add("bad-points", f"{outside} points lie outside {RANGE[0]:g} to {RANGE[1]:g} m", path, root)
         return None
-    return cloud
+    return PointCloud(points, None)
 
 
 def _as_input_error(error: InputError | OSError, path: Path) -> InputError:
@@ -198,25 +200,6 @@ def _as_input_error(error: InputError | OSError, path: Path) -> InputError:
     wrapped = InputError(f"{path}: {error.strerror or error}")
     wrapped.__cause__ = error
     return wrapped
-
-
-def _check_pcd_size(data: bytes, header: PcdHeader, path: Path, count_lines: bool) -> None:
-    """Whether a cloud's bytes are as many as its header promises. Decoding counts an ascii cloud's lines itself."""
-    if header.encoding == "ascii":
-        if count_lines:
-            lines = data.count(b"\n", header.offset) + (not data.endswith(b"\n"))
-            if lines != header.num_points:  # blank lines are allowed, and rare
-                lines = sum(1 for line in data[header.offset :].splitlines() if line.strip())
-            if lines != header.num_points:
-                raise InputError(f"{path}: has {lines} of {header.num_points} points; restore the file")
-        return
-    promised = header.offset + header.num_points * header.point_bytes
-    if header.encoding == "binary_compressed":
-        packed = int.from_bytes(data[header.offset : header.offset + 4], "little")
-        promised = header.offset + 8 + packed
-    if len(data) != promised:
-        state = "truncated" if len(data) < promised else "longer than its header says"
-        raise InputError(f"{path}: {state} ({len(data)} of {promised} bytes); restore the file")
 
 
 def _check_image(context: Context, path: Path, camera: Camera | None, findings: _Findings) -> PngInfo | None:
@@ -260,7 +243,7 @@ def _check_depth(
             info = check_png(read_bytes(path), path)
             height, width = info.height, info.width
         else:
-            shape, dtype, _ = npy_header(path)
+            shape, dtype, *_ = npy_header(path)
             shape = shape[:2] if len(shape) == 3 and shape[-1] == 1 else shape
             if len(shape) != 2 or dtype.kind not in "fiu":
                 raise InputError(f"{path}: holds {dtype} of shape {shape}; a depth map is (H, W) of numbers")

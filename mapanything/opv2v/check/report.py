@@ -71,7 +71,8 @@ KINDS: dict[str, Kind] = {
     "extrinsic-differs": Kind("`extrinsic` disagrees with `cords` and `lidar_pose`: one of the poses is wrong"),
     # what is in them
     "blank-image": Kind("images of one single colour: the camera saw nothing"),
-    "bad-points": Kind("clouds with points that are NaN, infinite, inside the sensor or beyond its range"),
+    "no-echo": Kind("clouds with points that are NaN or infinite; they are passed over", False, "warning"),
+    "bad-points": Kind("clouds with points inside the sensor or beyond its range"),
     "cloud-misplaced": Kind("clouds that miss the vehicles they should have hit: rotated, mirrored or of another frame"),
     "bad-depth": Kind("depth maps with NaN, infinite, negative or far-off values: make them again"),
     "blank-depth": Kind("depth maps without a known pixel: make them again"),

@@ -1,4 +1,4 @@
-"""What is cited is there: sections (§), files, dotted names and tasks that code, configs and documents name.
+"""Citations lead somewhere: sections (§), files, dotted names and tasks that code, configs and documents name.
 
 A section is cited as `docs/network.md §1.2`; further ones of a line are of the same document. A document's own need no name,
 nor do those of a file that says which it means ("§ are sections of docs/network.md").

@@ -1,4 +1,4 @@
-"""What the documents say is so: every command is taken by what it calls, the quick ones run, every link leads somewhere.
+"""The documents are true: every command is taken by what it calls, the quick ones run, every link leads somewhere.
 
 Commands are lines of code blocks, and code within a sentence, that start as in `STARTS`. A word in capitals (FILE, DIR) is a
 value like any other; commands with `TASK`, `COMMAND` or an ellipsis in them stand for many and are not looked at.
@@ -82,7 +82,7 @@ ALL = list(dict.fromkeys(command for document in DOCUMENTS for command in comman
 
 
 def python_commands(words: list[str], monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """What a documented command runs, as words after `python -m`. Fails where a task, option or service is not there."""
+    """The words after `python -m` that a documented command runs. Fails where a task, option or service is not there."""
     if words[:2] == ["docker", "compose"]:
         return compose_commands(words[2:], monkeypatch)
     if words[0].endswith("python"):

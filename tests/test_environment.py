@@ -304,7 +304,7 @@ def test_locks_are_current_and_outdated_ones_are_named(tmp_path: Path) -> None:
 
 
 def test_every_import_is_asked_for() -> None:
-    """What the code imports is in base.in itself, not there by luck because something else needs it."""
+    """Every import is in base.in itself, not there by luck because something else needs it."""
     asked = {re.split(r"[=<>]", line)[0] for line in lock.requirement_lines(REQUIREMENTS / "base.in")}
     names = {"PIL": "pillow", "yaml": "pyyaml", "open3d": "open3d-cpu", "simdjson": "pysimdjson", "hydra": "hydra-core"}
     names["omegaconf"] = "hydra-core"  # its configurations are OmegaConf's

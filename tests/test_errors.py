@@ -1,4 +1,4 @@
-"""How a command line ends: one line and a code for what the user or the machine did, a traceback for our own bugs."""
+"""Ends of a command line: one line and a code for what the user or the machine did, a traceback for our own bugs."""
 
 from __future__ import annotations
 

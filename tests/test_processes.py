@@ -54,7 +54,7 @@ def test_in_another_thread_it_is_the_main_threads() -> None:
 
 
 def interrupted() -> str:
-    """In a worker: what a Ctrl-C does to it."""
+    """Runs in a worker: what a Ctrl-C does to it."""
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0.01)
     return "went on"

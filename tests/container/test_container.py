@@ -92,7 +92,7 @@ def test_viz_with_arguments_is_the_task(host: Host, tmp_path: Path) -> None:
 
 
 def test_tests_pass_inside(host: Host) -> None:
-    """With the mounted data, on a read-only root and by another user than the image's own.
+    """The suite on mounted data, on a read-only root, by another user than the image's own.
 
     Where the place matters (files, pictures, windows, processes); everything else is tested on the host.
     """

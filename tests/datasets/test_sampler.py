@@ -70,7 +70,7 @@ def samplers(dataset, budget, layout, seed=0, epoch=0, shuffle=True) -> list[Bud
 
 
 def steps(ranks: list[BudgetSampler]) -> list[Step]:
-    """What all ranks do, step by step."""
+    """The batches of all ranks, step by step."""
     accumulation = ranks[0].accumulation
     batches = [list(sampler.batches()) for sampler in ranks]
     assert len({len(own) for own in batches}) == 1, "ranks have different numbers of batches"

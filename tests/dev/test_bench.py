@@ -41,7 +41,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def figures(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str, code: int = 0) -> dict[str, Any]:
-    """What `bench` writes with these arguments."""
+    """The figures that `bench` writes with these arguments."""
     monkeypatch.setattr("sys.argv", ["bench", *arguments, "--json", str(folder / "figures.json")])
     assert bench.main() == code
     return json.loads((folder / "figures.json").read_text())

@@ -201,7 +201,7 @@ def test_killed_run_leaves_no_summary(checkpoints: tuple[Model, ...], tmp_path: 
 
 
 def predictions(monkeypatch: pytest.MonkeyPatch, job: Job) -> list[tuple[list[dict[str, Any]], bytes]]:
-    """What the network was given, and what it said, scene by scene."""
+    """The network's inputs and its answers, scene by scene."""
     seen: list[tuple[list[dict[str, Any]], bytes]] = []
     real = MapAnything.predict
 

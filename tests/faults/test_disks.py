@@ -83,7 +83,7 @@ def test_read_only_data_is_enough_to_train_on(tmp_path, data):
 @pytest.mark.faults(long=True)
 @pytest.mark.parametrize("tool", [infer, evaluate, report, make_depth], ids=lambda tool: tool.__name__)
 def test_read_only_data_and_weights_are_enough(tool, checkpoint, tmp_path):
-    """As the containers mount them; without a cache folder that can be written to."""
+    """Mounted as the containers do it, without a cache folder that can be written to."""
     out, cache = tmp_path / "out", tmp_path / "cache"
     cache.mkdir()
     mounts = " && ".join(read_only(folder) for folder in (SAMPLE, checkpoint, cache))

@@ -1,4 +1,4 @@
-"""What goes away or jumps while it is needed: files, loader processes, the clock; and two runs in one folder."""
+"""Things that go away or jump while they are needed: files, loader processes, the clock; and two runs in one folder."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_file_vanishes_between_index_and_step(tmp_path, sample_root, sample_dept
 def test_file_vanishes_after_the_scenes_were_chosen(
     tool, name, checkpoint, sample_root, sample_depth_root, tmp_path, capsys, monkeypatch
 ):
-    """That scene is named, the others are made."""
+    """The scene is named, the others are made."""
     key = first_key(sample_root)
     paths = FramePaths(sample_root, key)
     victim = {"yaml": paths.yaml, "image": paths.image(2), "depth": DepthLayout(sample_depth_root).path(key, 1)}[name]
@@ -125,7 +125,7 @@ def test_index_after_the_clock_jumped(sample_root, tmp_path, monkeypatch, shift)
 
 
 def test_leftovers_after_the_clock_jumped(tmp_path):
-    """What seems to come from the future may be a live run's: only what is older than an hour goes."""
+    """Files that seem to come from the future may be a live run's: only what is older than an hour goes."""
     for name, age in (("old", 7200), ("new", 60), ("future", -7200)):
         path = tmp_path / f"{TEMPORARY}{name}"
         path.write_bytes(b"")
@@ -207,7 +207,7 @@ def test_two_make_depths_at_once_are_harmless(sample_root, tmp_path):
 
 
 def test_killed_loader_process_ends_training_in_seconds_with_one_line(tmp_path, data):
-    """As the kernel does it that runs out of memory."""
+    """Killed as a kernel does it that runs out of memory."""
     out = tmp_path / "run"
     more = ("machine.num_workers=2", "train_params.epochs=1000", "train_params.save_every_minutes=0")
     process = start(settings(out, data, *more))

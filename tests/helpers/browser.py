@@ -138,7 +138,7 @@ class Browser:
         assert found, f"no {label!r} on the page"
 
     def wait_for(self, what: Callable[[], Any], seconds: float = 60.0) -> Any:
-        """What it gives, as soon as that is true."""
+        """The value of a condition, as soon as it is true."""
         end = time.monotonic() + seconds
         while not (value := what()):
             assert time.monotonic() < end, "waited in vain"

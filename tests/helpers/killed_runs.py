@@ -85,7 +85,7 @@ class KilledRun:
         return "\n".join(path.read_text() for path in sorted(self.folder.parent.glob(f"{self.folder.name}.out-*")))
 
     def _wait(self, process: BaseProcess, phase: Any, aim: str) -> None:
-        """Until the process has been at what is aimed at several times, and a moment longer."""
+        """Waits until the process has been at what is aimed at several times, and a moment longer."""
         if aim == "other":
             process.join(self.rng.uniform(0, 4))
             return

@@ -48,7 +48,7 @@ def make_truth(seed: int = 0, views: int = 4) -> Truth:
 
 
 def perfect(truth: Truth) -> Reconstruction:
-    """What a network without fault says of it."""
+    """The prediction of a network without fault."""
     poses = truth.lidar_from_camera
     return Reconstruction(
         points_cam=truth.points_cam.copy(),

@@ -224,7 +224,7 @@ def prediction(name: str) -> Parser:
 
 
 def checkpoint(kind: str) -> Parser:
-    """What is taken of a .pth must be the weights that were written; safetensors has no checksums."""
+    """Weights taken of a .pth must be those that were written; safetensors has no checksums."""
 
     def own(folder: Path) -> tuple[list[bytes], Check]:
         import torch
@@ -255,7 +255,7 @@ def checkpoint(kind: str) -> Parser:
 
 
 def run_files(name: str) -> Parser:
-    """What `./invoke runs` lists, and what a resumed run reads: whatever lies there, it lists and goes on."""
+    """A run's files, as `./invoke runs` and a resumed run read them: whatever lies there, both go on."""
 
     def own(folder: Path) -> tuple[list[bytes], Check]:
         from omegaconf import OmegaConf

@@ -1,4 +1,4 @@
-"""What /proc says of processes that may end at any moment."""
+"""Processes in /proc, which may end at any moment."""
 
 from __future__ import annotations
 

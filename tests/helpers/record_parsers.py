@@ -99,7 +99,7 @@ def any_image(folder: Path) -> Made:
 
 
 def evaluation_record(folder: Path) -> Made:
-    """What summary.json names is replaced by evaluate --overwrite: nothing outside its folder, whatever it says."""
+    """Files that evaluate --overwrite replaces: nothing outside its folder, whatever summary.json names."""
     from mapanything.tools.evaluate import prepare_out
 
     out, outside = folder / "out", folder / "outside.txt"
@@ -116,7 +116,7 @@ def evaluation_record(folder: Path) -> Made:
 
 
 def sample_marker(folder: Path) -> Made:
-    """What make-sample --overwrite reads before it deletes: nothing that it does not know, whatever the file says."""
+    """The marker that make-sample --overwrite reads before it deletes: nothing that it does not know goes."""
     from mapanything.opv2v.sample import writer
 
     foreign = folder / "opv2v_images" / "train" / "2021_01_01_00_00_00" / "1" / "notes.txt"

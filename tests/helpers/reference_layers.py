@@ -155,5 +155,5 @@ def block(p: Weights, name: str, x: Tensor, heads: int) -> Tensor:
 
 
 def count(p: Weights, prefix: str) -> int:
-    """How many of prefix.0., prefix.1., ... there are."""
+    """The number of prefix.0., prefix.1., ... that there are."""
     return len({key[len(prefix) + 1 :].split(".")[0] for key in p if key.startswith(prefix + ".")})

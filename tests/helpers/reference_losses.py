@@ -76,7 +76,7 @@ def size_of(points: list[Tensor], masks: list[Tensor]) -> Tensor:
 
 
 def normal_loss(pred: list[Tensor], true: list[Tensor], masks: list[Tensor]) -> Tensor:
-    """Of one view; lists over its samples."""
+    """The term of one view; lists over its samples."""
     height, width = masks[0].shape
     total, cells = pred[0].new_zeros(()), 0
     for p, t, m in zip(pred, true, masks):

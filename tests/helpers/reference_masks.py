@@ -115,7 +115,7 @@ def multiview_confidence(outputs: Views, abs_thresh: float, rel_thresh: float) -
 def agreement(
     source: dict[str, Any], target: dict[str, Any], b: int, abs_thresh: float, rel_thresh: float
 ) -> tuple[Tensor, Tensor]:
-    """Where the points of `source` fall into `target`, and where the depth there agrees: (H, W) bool each."""
+    """Pixels whose points in `source` fall into `target`, and those whose depth agrees there: (H, W) bool each."""
     depth, other = source["depth_z"][b, ..., 0], target["depth_z"][b, ..., 0]
     height, width = depth.shape
     k, pose = source["intrinsics"][b], source["camera_poses"][b]
@@ -138,7 +138,7 @@ def nearest(u: Tensor, size: int) -> Tensor:
 
 
 def frusta_overlap(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether the views' frusta meet: no face, and no pair of edges, has an axis that separates them. Batch element 0 only.
+    """True where the views' frusta meet: no axis of a face, or of two edges, separates them. Batch element 0 only.
 
     The specification does not say how frusta are intersected, nor whether they end at pixel centres or borders.
     """

@@ -32,7 +32,7 @@ from tests.helpers.reference_layers import (
 
 @dataclass(frozen=True)
 class Selection:
-    """Which given inputs are used (§1.2): for each a bool, or a bool tensor (V, B). What a view lacks is off anyway."""
+    """The given inputs that are used (§1.2): for each a bool, or a bool tensor (V, B). What a view lacks is off anyway."""
 
     rays: bool | Tensor = True
     depth: bool | Tensor = True

@@ -64,7 +64,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def same(a: Path, b: Path) -> bool:
-    """Whether two checkpoints hold the same weights, bit for bit."""
+    """True where two checkpoints hold the same weights, bit for bit."""
     first, second = weights(a), weights(b)
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 

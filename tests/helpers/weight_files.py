@@ -80,7 +80,7 @@ def upstream_names(model: MapAnything, path: Path) -> Path:
 
 
 def upstream_training(model: MapAnything) -> dict:
-    """As upstream's training stores it: with its Hydra config, pickled, beside the weights."""
+    """A checkpoint as upstream's training stores it: its Hydra config, pickled, beside the weights."""
     args = OmegaConf.create({"model": {"name": "x", "sizes": [1, 2, {"a": None}]}, "lr": 1e-4, "link": "${lr}", "flag": True})
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(3))])
     optimizer.param_groups[0]["params"][0].sum().backward()

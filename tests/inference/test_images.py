@@ -31,7 +31,7 @@ def photo(width=320, height=240, seed=0) -> np.ndarray:
 
 
 def pixels(view) -> np.ndarray:
-    """What a view shows, (H, W, 3) in 0..255."""
+    """The image of a view, (H, W, 3) in 0..255."""
     mean, std = torch.tensor(IMAGE_MEAN)[:, None, None], torch.tensor(IMAGE_STD)[:, None, None]
     return ((view["img"][0] * std + mean) * 255).permute(1, 2, 0).numpy()
 

@@ -34,7 +34,7 @@ def coop_scene():
 
 @cache
 def shared_sample() -> list[dict]:
-    """For tests that change nothing in it."""
+    """The sample, for tests that change nothing in it."""
     return coop_scene().views
 
 

@@ -120,7 +120,7 @@ def test_infer_for_any_combination_of_inputs(name: str, data: st.DataObject):
 @SLOW
 @given(st.data())
 def test_forward_with_any_choice_of_inputs_per_view_and_sample(name: str, data: st.DataObject):
-    """What dropout in training can lead to: the choice is drawn here and given to both."""
+    """Any choice that training can make: it is drawn here and given to both."""
     model, config, weights = network(name)
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     prepared = prepare(make_views(data.draw, generator), torch.device("cpu"))

@@ -202,7 +202,7 @@ def test_broken_files_in_one_line(case, model, tmp_path, monkeypatch):
 
 @pytest.mark.faults
 def test_only_the_weights_have_to_be_whole(model, tmp_path):
-    """Of a training checkpoint nothing else is read: an optimizer's state is as large as two networks."""
+    """Nothing else of a training checkpoint is read: an optimizer's state is as large as two networks."""
     moments = torch.arange(1e4)
     path = saved({"model": state(model), "optimizer": {0: moments}}, tmp_path / "a.pth")
     assert_equal(load(MapAnything, flipped(path, bytes_of(moments))), model)

@@ -1,4 +1,4 @@
-"""What only a card can show: its numbers, no waiting in forward, what memory is used."""
+"""Tests that need a card: its numbers, no waiting in forward, what memory is used."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ def test_forward_sees_geometry_only_as_often_as_it_is_told():
 
 
 def test_a_mask_of_zero_hides_broken_numbers():
-    """What is not selected must not reach the result even as NaN · 0."""
+    """Unselected numbers must not reach the result even as NaN · 0."""
     model = tiny(overall_prob=1.0, dropout_prob=1 - 1e-12, ray_dirs_prob=1.0, depth_prob=1.0, cam_prob=1.0)
     views = everything(3)
     for key in ("ray_directions_cam", "depth_along_ray"):

@@ -43,7 +43,7 @@ def deviation(got: Tensor, wanted: Tensor) -> float:
 
 
 def assert_close(got: list[dict[str, Tensor]], wanted: list[dict[str, Tensor]], tolerance: float) -> None:
-    """Of every tensor in `wanted`; booleans to 99.9 %."""
+    """Compares every tensor in `wanted`; booleans to 99.9 %."""
     assert len(got) == len(wanted)
     for v, (a, b) in enumerate(zip(got, wanted)):
         for key in b:

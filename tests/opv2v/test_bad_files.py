@@ -87,7 +87,7 @@ def broken(draw: st.DrawFn, *originals: bytes, tokens: tuple[bytes, ...] = ()) -
 
 
 def sound_or_refused(read: Callable[[], Any]) -> Any:
-    """What `read` returns, or None where it raised an InputError of one line that names the file."""
+    """The result of `read`, or None where it raised an InputError of one line that names the file."""
     try:
         return read()
     except InputError as error:

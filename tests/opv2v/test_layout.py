@@ -1,4 +1,4 @@
-"""Where files are: what is found, what a wrong root is told, and that file names from outside stay names."""
+"""Layout of the files: what is found, what a wrong root is told, and that file names from outside stay names."""
 
 from __future__ import annotations
 

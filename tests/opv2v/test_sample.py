@@ -144,7 +144,7 @@ def test_agents_are_synchronous_and_move_as_fast_as_they_say(sample: Path) -> No
 
 
 def points_in_boxes(frame: Frame, points: np.ndarray, boxes: list[tuple[np.ndarray, np.ndarray]], margin: float) -> list[int]:
-    """How many LiDAR points lie in each box (world_from_box, half sizes), grown by `margin` metres."""
+    """The number of LiDAR points in each box (world_from_box, half sizes), grown by `margin` metres."""
     world = transform(frame.world_from_lidar, carla.cv_points(points.astype(np.float64)))
     counts = []
     for world_from_box, half in boxes:

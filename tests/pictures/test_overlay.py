@@ -1,4 +1,4 @@
-"""What overlay.py draws lies where the slow, obvious computation says."""
+"""Overlays lie where the slow, obvious computation says."""
 
 from __future__ import annotations
 

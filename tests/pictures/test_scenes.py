@@ -34,7 +34,7 @@ def first_timestamp(root: Path) -> tuple[AgentFrame, ...]:
 
 
 def check_timestamp(agents: tuple[AgentFrame, ...]) -> None:
-    """What holds for every timestamp, real or generated."""
+    """Checks what holds for every timestamp, real or generated."""
     scene = build_scene(agents)
     main = agents[0].frame
     lidar_from_world = invert(main.world_from_lidar)

@@ -97,7 +97,7 @@ class Shown:
         return self.process.stdout.readline().rstrip("\n")
 
     def press(self, key: str) -> str:
-        """What the key's line says."""
+        """The line that a key prints."""
         self.xdotool("key", key)
         return self.line()
 

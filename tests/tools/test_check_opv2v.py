@@ -307,7 +307,7 @@ def test_a_killed_worker_is_one_line(large_root: Path) -> None:
 
 @pytest.mark.faults
 def test_a_worker_that_is_ended_before_it_has_begun_says_nothing(sample_root: Path) -> None:
-    """What the pool does to the others when one is killed; this process's own SIGTERM handler is not theirs."""
+    """The pool ends the others when one is killed; this process's own SIGTERM handler is not theirs."""
     code = "import os, signal, sys\nfrom mapanything.opv2v.check import run\nfrom mapanything.tools.check_opv2v import main\n"
     code += "start = run._start_worker\n"
     code += "run._start_worker = lambda: (os.kill(os.getpid(), signal.SIGTERM), start())\n"

@@ -211,7 +211,7 @@ def test_exit_code_and_json(
 
 
 def test_this_environment_is_as_locked() -> None:
-    """In .venv and in the image everything is; elsewhere (another environment) the rows say what is not."""
+    """Everything is, in .venv and in the image; elsewhere (another environment) the rows say what is not."""
     command = [sys.executable, "-m", "mapanything.tools.doctor", "--json"]
     done = subprocess.run(command, cwd=doctor.ROOT, capture_output=True, text=True)
     assert "Traceback" not in done.stderr

@@ -18,7 +18,7 @@ FEW = ["--model", "mapanything_tiny", "--views", "2", "--batch", "1", "--resolut
 
 
 def planner(*arguments: str) -> Planner:
-    """What the command line makes of its arguments, before anything is traced."""
+    """The planner of a command line, before anything is traced."""
     made: list[Planner] = []
     original = Planner.read
     with pytest.MonkeyPatch.context() as patched:
@@ -75,7 +75,7 @@ def test_json_has_every_cell(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_stages_batches(stage: str, shapes: list[tuple[int, int, int, int]]) -> None:
-    """Of the budget's batches, all that no other one contains."""
+    """The budget's batches that no other one contains."""
     assert planner("--stage", stage).stage_shapes == [Shape(*shape) for shape in shapes]
 
 
@@ -96,7 +96,7 @@ def test_advice_prefers_recomputing_then_dividing_then_freezing(monkeypatch: pyt
 
 
 def test_advised_command_is_that_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is printed composes to the batches that were planned, checkpointed and frozen as the table says."""
+    """The printed command composes to the batches that were planned, checkpointed and frozen as the table says."""
     monkeypatch.setattr(plan_memory, "_trace", Made())
     plan = planner("--world-size", "3")
     for way in WAYS:

@@ -1,4 +1,4 @@
-"""What the tests of training runs share."""
+"""Fixtures that the tests of training runs share."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_packed_is_what_was_given(batch: list[dict]):
 
 
 def test_pinned_in_one_piece(monkeypatch):
-    """By torch's loader where there is a GPU."""
+    """Done by torch's loader where there is a GPU."""
     batch = [{"a": torch.arange(3), "b": "x"}, {"a": torch.ones(2, 2)}]
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pieces.append(tensor.clone()) or pieces[-1])
     pieces: list[torch.Tensor] = []
@@ -92,7 +92,7 @@ def test_batches_of_many_tensors_need_few_open_files(data):
 @pytest.mark.faults
 @pytest.mark.parametrize("part", ["train", "validate"])
 def test_a_signal_is_heard_while_no_batch_comes(tmp_path, data, part, monkeypatch, one_thread, caplog):
-    """As from a server that does not answer: its loader is waited for, and the state is saved all the same."""
+    """A server does not answer: its loader is waited for, and the state is saved all the same."""
     made = batches._Guarded.__getitem__
     monkeypatch.setattr(batches, "LOOK_S", 0.2)
 

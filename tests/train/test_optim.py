@@ -1,4 +1,4 @@
-"""What learns, at which rate: groups, frozen and unused parts, warm-up and cosine."""
+"""Parts that learn, and their rates: groups, frozen and unused parts, warm-up and cosine."""
 
 from __future__ import annotations
 

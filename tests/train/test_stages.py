@@ -35,7 +35,7 @@ NOTES = {
 
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    """What tasks would run."""
+    """The commands that tasks would run."""
     ran: list[tuple[str, ...]] = []
     monkeypatch.setattr(tasks, "run", lambda *command: ran.append(command))
     monkeypatch.setattr(sys, "argv", ["invoke"])

@@ -1,4 +1,4 @@
-"""What the viewer finds on the disk, and how it loads it."""
+"""Frames that the viewer finds on the disk, and how it loads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client sees of a frame, and how clouds are cut for its browser."""
+"""Layers of a frame that a client sees, and how clouds are cut for its browser."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Scene:
 
 
 class Client:
-    """As much of viser's client as `Browser` uses."""
+    """The part of viser's client that `Browser` uses."""
 
     def __init__(self) -> None:
         self.scene, self.camera = Scene(), SimpleNamespace()

@@ -99,7 +99,7 @@ def white(picture: NDArray[np.int64]) -> int:
 
 
 def road(picture: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Where LiDAR points on the road are: (H, W)."""
+    """LiDAR points on the road: (H, W)."""
     return (picture[..., 2] > 200) & (picture[..., 0] < 110)
 
 

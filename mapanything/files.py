@@ -43,7 +43,8 @@ def open_atomic(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
             temporary = file.name
             yield file
             file.flush()
-            os.fchmod(file.fileno(), 0o666 & ~umask())  # what tempfile makes is the owner's alone
+            with contextlib.suppress(OSError):  # SMB, WSL drives and object stores know no modes
+                os.fchmod(file.fileno(), 0o666 & ~umask())  # what tempfile makes is the owner's alone
             if durable:
                 os.fsync(file.fileno())
         os.replace(temporary, path)

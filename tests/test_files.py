@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -54,3 +55,16 @@ def test_only_what_is_durable_is_flushed(tmp_path: Path, monkeypatch: pytest.Mon
     write_atomic(tmp_path / "a", b"")
     flush(tmp_path)
     assert len(flushed) == 2
+
+
+def test_a_file_system_without_modes_can_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchmod", refuse)
+    write_atomic(tmp_path / "x", b"whole")
+    assert (tmp_path / "x").read_bytes() == b"whole"
+    monkeypatch.setattr(os, "fsync", refuse)  # what fails to be written still does
+    with pytest.raises(InputError, match="can't be written"):
+        write_atomic(tmp_path / "y", b"lost")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]

@@ -7,6 +7,7 @@ is loaded silently: a weight too few, too many or of another shape is an error t
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -163,8 +164,9 @@ def save_pretrained(model: nn.Module, folder: str | Path) -> None:
             save_file(tensors, aside / WEIGHTS, metadata=metadata)
             (aside / CONFIG).write_text(text)
             # What safetensors and mkdtemp make is the owner's alone.
-            aside.chmod(0o777 & ~umask())
-            (aside / WEIGHTS).chmod(0o666 & ~umask())
+            with contextlib.suppress(OSError):  # SMB, WSL drives and object stores know no modes
+                aside.chmod(0o777 & ~umask())
+                (aside / WEIGHTS).chmod(0o666 & ~umask())
             for path in (aside / WEIGHTS, aside / CONFIG, aside):
                 flush(path)
             if exists:

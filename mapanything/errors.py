@@ -10,6 +10,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from typing import Any, TextIO
+
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+_OURS = {code: text for code, text in _CONTROLS.items() if chr(code) not in "\t\n\r"}  # lines and progress have the others
 
 
 class InputError(ValueError):
@@ -19,6 +23,25 @@ class InputError(ValueError):
         super().__init__(" ".join(message.split()))
 
 
+def printable(name: str) -> str:
+    """A name as one piece of one line: control characters, which move a terminal's cursor or rename its window, as `\\x1b`."""
+    return name.translate(_CONTROLS)
+
+
+class _Shown:
+    """A stream for people: whatever names are in what is written, they do not control the terminal."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(text.translate(_OURS))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command line's `main` and leaves the process with its exit code.
 
@@ -26,6 +49,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no text, terminals no UTF-8
+    sys.stdout, sys.stderr = _Shown(sys.stdout), _Shown(sys.stderr)  # type: ignore[assignment] # all else is the stream's own
     try:
         code = main() or 0
         sys.stdout.flush()

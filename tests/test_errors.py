@@ -29,3 +29,10 @@ def test_a_bug_keeps_its_traceback(body: str) -> None:
 def test_names_that_are_no_text_can_be_printed() -> None:
     done = run(r"print('d\udcfcr')")
     assert (done.returncode, done.stdout) == (0, "d\\udcfcr\n")
+
+
+def test_names_do_not_control_the_terminal() -> None:
+    told = r"print('a\x1b[31m\x07\x9b2J \u4e2d\u6587 \U0001f697'); from mapanything.errors import InputError; "
+    done = run(told + r"raise InputError('\x1b]0;x\x07')")
+    assert done.stdout == "a\\x1b[31m\\x07\\x9b2J 中文 🚗\n"
+    assert done.stderr == "error: \\x1b]0;x\\x07\n"

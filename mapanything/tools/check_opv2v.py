@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from mapanything.errors import run_command
+from mapanything.errors import printable, run_command
 from mapanything.opv2v.check.report import (
     check_report_path,
     check_writable,
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     report = run_checks(options)
     for line in console_lines(report):
-        print(line)
+        print(printable(line))
     if parsed.report:
         write_report(report, parsed.report)
         print(f"report: {parsed.report}")

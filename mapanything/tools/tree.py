@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from mapanything.errors import InputError, run_command
+from mapanything.errors import InputError, printable, run_command
 from mapanything.opv2v.layout import CAMERA, COMPLETE, PCD, YAML, AgentFolder, Selection, find_splits, scan
 from mapanything.tools.options import DEPTH, IMAGES, add_data_options, selection
 
@@ -128,7 +128,7 @@ def main() -> int:
     if arguments.depth_root is not None:
         find_splits(arguments.depth_root)
     for line in lines(arguments.root, depth_root, wanted):
-        print(line)
+        print(printable(line))
     return 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,14 @@ def test_only_what_was_asked_for(tmp_path: Path) -> None:
     assert "650" not in shown
     with pytest.raises(InputError, match="no agent '999'"):
         show(tmp_path, agents=("999",))
+
+
+@pytest.mark.parametrize("name", ["2021_01_01_00_00_00\x1b]0;x\x07", "2021_01_01_00_00_00\nvalidate", "2021_01_01_00_00_00\r"])
+def test_a_folder_s_name_is_one_line_and_no_command(sample_root: Path, name: str) -> None:
+    next((sample_root / "train").iterdir()).rename(sample_root / "train" / name)
+    for module in ("tree", "check_opv2v"):
+        command = [sys.executable, "-m", f"mapanything.tools.{module}", "--root", str(sample_root)]
+        done = subprocess.run(command, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert not any(byte < 32 and byte != 10 for byte in done.stdout)
+        assert module != "tree" or ascii(name)[1:-1].replace(r"\n", r"\x0a").replace(r"\r", r"\x0d").encode() in done.stdout

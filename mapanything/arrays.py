@@ -17,7 +17,7 @@ PNG_SCALE = 256.0  # steps of a 16-bit PNG per metre, as KITTI's: 4 mm apart, up
 
 
 class NpyHeader(NamedTuple):
-    """What a .npy file's header says; `offset` is where the data begin, `order` "C" or "F" (columns first)."""
+    """The header of a .npy file; `offset` is where the data begin, `order` "C" or "F" (columns first)."""
 
     shape: tuple[int, ...]
     dtype: np.dtype

@@ -1,4 +1,4 @@
-"""What ran here: the code, the lock and the image, in a few words that go into every run's manifest.
+"""Names the code, the lock and the image that ran here, in a few words that go into every run's manifest.
 
 Notable:
 - An image cannot name its own digest. What it carries instead is a digest over its contents (path, mode and bytes of
@@ -40,12 +40,12 @@ class Fingerprint(TypedDict):
 
 
 def in_container() -> bool:
-    """Whether this is a container of the project's image, where a mount is made in .env and nothing is installed."""
+    """True in a container of the project's image, where a mount is made in .env and nothing is installed."""
     return os.environ.get("MAPANYTHING_CONTAINER") == "1"
 
 
 def fingerprint(root: Path = ROOT, image_file: Path = IMAGE_FILE) -> Fingerprint:
-    """What a run needs to name so that it can be run again. Takes some milliseconds; never raises for what is missing."""
+    """Everything to name of a run, so that it can be run again. Takes some milliseconds; never raises for what is missing."""
     code = code_sha256(root)
     image = _read_image(image_file) if in_container() else {}
     commit, dirty = _ask_git(root)
@@ -80,7 +80,7 @@ def _file_sha256(path: Path) -> str | None:
 
 
 def torch_variant() -> str | None:
-    """Which of the locks' torch is installed, by what its package says of itself; None: no torch is."""
+    """The lock whose torch is installed, by what its package says of itself; None: no torch is."""
     try:
         torch = metadata.distribution("torch")
     except metadata.PackageNotFoundError:

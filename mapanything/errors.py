@@ -1,4 +1,4 @@
-"""What a user did or has is wrong: one line that says which file, what is wrong and what to do.
+"""Errors of what a user did or has: one line that says which file, what is wrong and what to do.
 
 Everything a person can cause (a missing folder, a broken file, an unknown frame) is raised as `InputError`; the command
 lines print it, and what the operating system refuses (`OSError`), as one line and leave with code 2. Any other exception

@@ -58,7 +58,7 @@ def open_atomic(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file of any origin holds.
+    """Reads a JSON file of any origin.
 
     Raises:
         OSError, ValueError: it can't be read; is no JSON, or nested deeper than anything of ours.
@@ -119,7 +119,7 @@ def writing_alone(folder: Path, option: str) -> Iterator[None]:
 
 
 def cache_dir() -> Path:
-    """Where what can be made again is kept: MAPANYTHING_CACHE, else the user's cache folder."""
+    """The folder for what can be made again: MAPANYTHING_CACHE, else the user's cache folder."""
     own = os.environ.get("MAPANYTHING_CACHE")
     if own:
         return Path(own)

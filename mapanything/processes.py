@@ -10,7 +10,7 @@ from threading import current_thread, main_thread
 
 @contextmanager
 def holding_ctrl_c() -> Iterator[None]:
-    """For workers that are started in here: Ctrl-C is this process's to answer, they would only show tracebacks.
+    """Keeps Ctrl-C from workers that are started in here: it is this process's to answer, they would only show tracebacks.
 
     The signal is blocked in this thread, which the workers inherit for good. One that comes meanwhile (another thread may
     take it) is remembered and answered at the end of the block: ignoring it instead would lose it.

@@ -1,4 +1,4 @@
-"""What an image is made of, as JSON: `fingerprint.py` lists every file and package, `fingerprint.py --digest` digests them.
+"""The contents of an image, as JSON: `fingerprint.py` lists every file and package, `fingerprint.py --digest` digests them.
 
 Runs as root in the image's last build step, and in containers of two images that `./invoke image --verify` compares. Plain
 standard library: it says the same wherever it runs.

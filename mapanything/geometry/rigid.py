@@ -35,7 +35,7 @@ def transform(matrix: Any, points: Any) -> Any:
 
 
 def rotation_error(matrix: Any) -> float:
-    """How far R = matrix[:3, :3] of (..., 3+, 3+) is from a proper rotation: the largest of |RᵀR - I| and |det R - 1|."""
+    """Distance of R = matrix[:3, :3] of (..., 3+, 3+) from a proper rotation: the largest of |RᵀR - I| and |det R - 1|."""
     rotation = np.asarray(matrix, dtype=np.float64)[..., :3, :3]
     identity = np.swapaxes(rotation, -1, -2) @ rotation - np.eye(3)
     return float(max(np.abs(identity).max(), np.abs(np.linalg.det(rotation) - 1.0).max()))

@@ -92,8 +92,8 @@ def metric_flags(views: Sequence[dict[str, Any]], batch: int, device: torch.devi
 
 @dataclass(frozen=True)
 class Choice:
-    """What the network gets to see: (B, V) masks of rays, depth and poses, None where a kind is off for good; the metric
-    flags for depth and poses (B, V); and the share of the depth pixels to take away, a scalar tensor, or None."""
+    """The inputs that the network gets to see: (B, V) masks of rays, depth and poses, None where a kind is off for good; the
+    metric flags for depth and poses (B, V); and the share of the depth pixels to take away, a scalar tensor, or None."""
 
     rays: Tensor | None
     depth: Tensor | None
@@ -206,7 +206,7 @@ class GeometricFeatures(nn.Module):
         self.cam_trans_scale_encoder = GlobalEncoder(1, config.global_dims, dim)
 
     def geometric_features(self, views: Sequence[dict[str, Any]], config: GeometricInputsConfig) -> list[Tensor]:
-        """What the views' rays, depths and poses add to the patch features: tensors that broadcast to (B, V, N, C)."""
+        """Features of rays, depths and poses, to be added to those of the patches: tensors that broadcast to (B, V, N, C)."""
         batch, num_views, device = views[0]["img"].shape[0], len(views), views[0]["img"].device
         rays, depth = gather(views, "ray_directions_cam"), gather(views, "depth_along_ray")
         quats, trans = gather(views, "camera_pose_quats"), gather(views, "camera_pose_trans")

@@ -170,7 +170,7 @@ def dense_bytes_per_view(height: int, width: int, dim: int) -> int:
 
 
 def rows_that_fit(num_rows: int, bytes_per_row: int, device: torch.device) -> int:
-    """How many views the dense head takes at once: as many as 80 % of a GPU's free memory hold, one at least.
+    """The number of views that the dense head takes at once: as many as 80 % of a GPU's free memory hold, one at least.
 
     Free is what the driver has left and what torch has cached. On a CPU one at a time is as fast as many.
     """

@@ -1,4 +1,4 @@
-"""What people hand to `forward` and `infer`: checked, and brought into the form that the network takes.
+"""Inputs of `forward` and `infer`: checked, and brought into the form that the network takes.
 
 Every complaint is one line that names the view and the key. What `infer` accepts beyond the network's own entries
 (intrinsics, z-depth, pose matrices) is translated here.

@@ -1,4 +1,4 @@
-"""What encoder and multi-view transformer are made of: pre-norm transformer blocks with fused attention.
+"""Parts of the encoder and the multi-view transformer: pre-norm transformer blocks with fused attention.
 
 Attention is `scaled_dot_product_attention`, which never builds the matrix of scores; no norm of queries and keys, no
 dropout, no position term. Attribute names are those of DINOv2's checkpoints.
@@ -108,7 +108,7 @@ def fp32(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def fast_kernels(device: torch.device) -> Iterator[None]:
-    """For inference on a GPU: TF32 for the parts in float32, and on Hopper cuDNN's attention first. Undone on leaving."""
+    """Speeds a GPU's inference up: TF32 for the parts in float32, and on Hopper cuDNN's attention first. Undone on leaving."""
     if device.type != "cuda":
         yield
         return

@@ -56,7 +56,7 @@ def confidence(prediction: Prediction, abs_threshold: float, rel_threshold: floa
 
 
 def frusta_meet(depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor) -> Tensor:
-    """Which views' frusta (nearest to farthest positive depth) have a point in common: (B, V, V) bool, never with itself.
+    """Pairs of views whose frusta (nearest to farthest positive depth) have a point in common: (B, V, V) bool.
 
     Two convex bodies are apart just when an axis separates them that is normal to a face of one or to an edge of each
     (Gottschalk 1996).

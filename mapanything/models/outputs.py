@@ -1,4 +1,4 @@
-"""From the heads' raw numbers to geometry: rays, depths, poses, points, in metres."""
+"""Turns the heads' raw numbers into geometry: rays, depths, poses, points, in metres."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EPS = 1e-8
 
 @dataclass
 class Outputs:
-    """What the network says of a batch of scenes. Lengths are metres where the network knows the scale; cameras are OpenCV,
+    """The network's answer to a batch of scenes. Lengths are metres where the network knows the scale; cameras are OpenCV,
     poses camera to world, the world is about view 0's camera (by training, not by construction)."""
 
     pts3d: Tensor  # (B, V, H, W, 3) in the world

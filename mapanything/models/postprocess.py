@@ -1,4 +1,4 @@
-"""What `infer` adds to the network's outputs: intrinsics, pose matrices, z-depth, images, and the mask of what to trust.
+"""Adds to the network's outputs what `infer` gives: intrinsics, pose matrices, z-depth, images, and the mask of what to trust.
 
 All of it batched, on the device of the outputs. The tests for edges follow MoGe's (Wang et al. 2024, arXiv:2410.19115) as
 upstream uses them, rounding included: on smooth surfaces they compare angles near 0, where float32 decides.
@@ -205,7 +205,7 @@ def _normal_edge(points: Tensor, mask: Tensor, threshold_deg: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Options:
-    """What `infer` is asked for after the network, its own names and defaults (docs/network.md §6)."""
+    """Options of `infer` for what follows the network, upstream's names and defaults (docs/network.md §6)."""
 
     apply_mask: bool = True
     mask_edges: bool = True

@@ -27,6 +27,7 @@ import yaml
 from invoke import Collection, Program
 
 from mapanything.errors import InputError
+from mapanything.models.config import ARCHITECTURES
 from mapanything.tools.doctor import DRIVERS
 from mapanything.train.stages import compose_config
 
@@ -360,6 +361,21 @@ def test_readme_figures_are_those_of_the_benchmarks() -> None:
     for row in figures:
         assert row[3] in measured, row
         assert row[1].removesuffix(" ms").removesuffix(" s") in measured, row
+
+
+def test_the_network_page_has_the_sizes_of_the_configs() -> None:
+    (table,) = [table for table in tables(ROOT / "docs" / "network.md") if table[0][1] == "`mapanything` (v1.1)"]
+    rows = {row[0]: row[1:] for row in table}
+    for column, config in enumerate((ARCHITECTURES["mapanything"], ARCHITECTURES["mapanything_v1"])):
+        encoder, multiview = config.encoder, config.multiview
+        said = {
+            "C_e, heads, feed-forward": (encoder.dim, encoder.num_heads, encoder.ffn_dim),
+            "transformer C, blocks, heads": (multiview.dim, multiview.depth, multiview.num_heads),
+            "its feed-forward": (multiview.ffn_dim,),
+            "blocks tapped for the dense head": (*multiview.taps, multiview.depth - 1),
+        }
+        for name, numbers in said.items():
+            assert tuple(map(int, re.findall(r"\d+", rows[name][column]))) == numbers, name
 
 
 FROM_ELSEWHERE = ("could not select device driver", "bind source path does not exist", "address already in use", "Bus error")

@@ -6,6 +6,7 @@ nothing in this file assumes otherwise. Depth maps lie in a second root of the s
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ from mapanything.errors import InputError
 CULVER_CITY = ("test_culver_city", "test_culvercity")  # the archive's name, the docs' name: the same data
 SPLITS = ("train", "validate", "test", *CULVER_CITY)
 NUM_CAMERAS = 4
+LEADS_NOWHERE = "is a link that leads nowhere"
 TESTS_ONLY = ".tests-only"  # a file of this name marks a data root that no training may use
 
 # Bits of what a frame has, so that a split of 36,000 frames stays a small array.
@@ -24,6 +26,7 @@ YAML, PCD = 1, 2
 CAMERA = tuple(4 << k for k in range(NUM_CAMERAS))
 COMPLETE = YAML | PCD | sum(CAMERA)
 
+SCENARIO = re.compile(r"\d{4}(_\d\d){5}")  # its first words are when it was recorded
 FRAME_FILE = re.compile(r"(\d+)(\.yaml|\.pcd|_camera[0-3]\.png)\Z")
 FRAME_BITS = {".yaml": YAML, ".pcd": PCD} | {f"_camera{k}.png": CAMERA[k] for k in range(NUM_CAMERAS)}
 
@@ -76,7 +79,10 @@ class FramePaths:
 
 @dataclass(slots=True)
 class AgentFolder:
-    """What one vehicle's folder holds. `frames` maps a frame to its bits; `others` are names no frame owns."""
+    """What one vehicle's folder holds. `frames` maps a frame to its bits; `others` are names no frame owns.
+
+    A link that leads nowhere is no file: a frame lacks it.
+    """
 
     split: str
     scenario: str
@@ -103,9 +109,29 @@ def list_folders(path: Path) -> list[str]:
     """Names of the folders in `path` (links to folders included), sorted; hidden ones left out."""
     try:
         with os.scandir(path) as entries:
-            return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
-    except OSError as error:  # of a link that leads nowhere good, it names the link
+            return sorted(e.name for e in entries if not e.name.startswith(".") and _is_folder(e))
+    except OSError as error:
         raise InputError(f"{error.filename or path}: {error.strerror or error}; check the path and its permissions") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """A link to itself is no folder; `broken_links` names it."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
+
+
+def broken_links(root: Path, *parts: str, only: Iterable[str] = ()) -> list[str]:
+    """Links in a folder below `root` that lead nowhere, or to themselves, relative to it: their disk is not mounted."""
+    try:
+        with os.scandir(root.joinpath(*parts)) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_symlink() and not os.path.exists(entry.path))
+    except OSError:
+        return []  # whoever lists the folder says so
+    return ["/".join([*parts, name]) for name in names if not only or name in only]
 
 
 def is_folder(path: Path) -> bool:
@@ -141,15 +167,20 @@ def find_splits(root: Path, wanted: Iterable[str] = ()) -> list[str]:
 
 def _level_hint(root: Path, names: list[str]) -> str:
     """What to give instead, where the root is one level off."""
-    for name in names:
-        if any(child in SPLITS for child in _quiet_list(root / name)):
-            return f"; one level too high: give {root / name}"
+    below = [name for name in names if any(child in SPLITS for child in _quiet_list(root / name))]
+    if below:  # any program has a folder `test`: the one that holds scenarios is meant
+        with_scenarios = [name for name in below if any(map(SCENARIO.match, _grandchildren(root / name)))]
+        return f"; one level too high: give {root / (with_scenarios or below)[0]}"
     parent = root.resolve().parent
     if root.name in SPLITS or root.resolve().name in SPLITS:
         return f"; one level too low: give {parent}"
     if parent.name in SPLITS:
         return f"; two levels too low: give {parent.parent}"
     return "; give the folder that holds the split folders"
+
+
+def _grandchildren(root: Path) -> list[str]:
+    return [scenario for split in _quiet_list(root) if split in SPLITS for scenario in _quiet_list(root / split)]
 
 
 def _quiet_list(path: Path) -> list[str]:
@@ -163,22 +194,30 @@ def _chosen(names: list[str], wanted: tuple[str, ...]) -> list[str]:
     return [name for name in names if name in wanted] if wanted else names
 
 
-def scan(root: Path, selection: Selection | None = None) -> Iterator[AgentFolder]:
+def scan(root: Path, selection: Selection | None = None, broken: list[str] | None = None) -> Iterator[AgentFolder]:
     """Every vehicle's folder of a data set, one split, scenario and agent after the other.
+
+    Args:
+        broken: takes the links that lead nowhere, as `broken_links` gives them.
 
     Raises:
         InputError: as `find_splits`, or a named scenario, agent or frame is nowhere in the splits.
     """
     selection = selection or Selection()
     splits = find_splits(root, selection.splits)
+    broken = [] if broken is None else broken
+    if not selection.splits:
+        broken += broken_links(root, only=SPLITS)
     seen: dict[str, set[str]] = {"scenario": set(), "agent": set(), "frame": set()}
     for split in splits:
+        broken += broken_links(root, split)
         for scenario in _chosen(list_folders(root / split), selection.scenarios):
             seen["scenario"].add(scenario)
+            broken += broken_links(root, split, scenario)
             agents = _chosen(list_folders(root / split / scenario), selection.agents)
             for agent in sorted(agents, key=agent_order):
                 seen["agent"].add(agent)
-                folder = scan_agent(root, split, scenario, agent)
+                folder = scan_agent(root, split, scenario, agent, broken)
                 if selection.frames:
                     folder.frames = {f: bits for f, bits in folder.frames.items() if f in selection.frames}
                     seen["frame"].update(folder.frames)
@@ -190,8 +229,8 @@ def scan(root: Path, selection: Selection | None = None) -> Iterator[AgentFolder
             raise InputError(f"{root}: no {kind} '{missing[0]}' in {', '.join(splits)}; `./invoke tree` lists what is there")
 
 
-def scan_agent(root: Path, split: str, scenario: str, agent: str) -> AgentFolder:
-    """One vehicle's folder; frames in order."""
+def scan_agent(root: Path, split: str, scenario: str, agent: str, broken: list[str] | None = None) -> AgentFolder:
+    """One vehicle's folder; frames in order. `broken` takes its links that lead nowhere."""
     path = root / split / scenario / agent
     folder = AgentFolder(split, scenario, agent, path)
     found: dict[str, int] = {}
@@ -200,7 +239,10 @@ def scan_agent(root: Path, split: str, scenario: str, agent: str) -> AgentFolder
             for entry in entries:
                 match = FRAME_FILE.match(entry.name)
                 if match:
-                    found[match[1]] = found.get(match[1], 0) | FRAME_BITS[match[2]]
+                    leads_nowhere = entry.is_symlink() and not os.path.exists(entry.path)
+                    if leads_nowhere and broken is not None:
+                        broken.append(f"{split}/{scenario}/{agent}/{entry.name}")
+                    found[match[1]] = found.get(match[1], 0) | (0 if leads_nowhere else FRAME_BITS[match[2]])
                 else:
                     folder.others.append(entry.name)
     except OSError as error:

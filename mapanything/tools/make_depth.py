@@ -20,7 +20,7 @@ from mapanything.errors import InputError, run_command
 from mapanything.files import remove_stale_temporaries
 from mapanything.opv2v.depth import lidar_depth, write_depth_npy, write_depth_png
 from mapanything.opv2v.frame import read_frame
-from mapanything.opv2v.layout import DEPTH_PATTERN, PCD, YAML, DepthLayout, FrameKey, FramePaths, scan
+from mapanything.opv2v.layout import DEPTH_PATTERN, LEADS_NOWHERE, PCD, YAML, DepthLayout, FrameKey, FramePaths, scan
 from mapanything.opv2v.pcd import read_pcd
 from mapanything.processes import holding_ctrl_c
 from mapanything.tools.options import DEPTH, add_data_options, add_jobs, add_option, selection
@@ -129,7 +129,8 @@ def main() -> int:
 
     problems: list[str] = []
     keys, total = [], 0
-    for folder in scan(args.root, selection(args)):
+    broken: list[str] = []
+    for folder in scan(args.root, selection(args), broken):
         for name, bits in folder.frames.items():
             total += 1
             if bits & YAML and bits & PCD:
@@ -137,6 +138,7 @@ def main() -> int:
             else:
                 lacking = " and ".join(what for what, bit in (("YAML", YAML), ("cloud", PCD)) if not bits & bit)
                 problems.append(f"{folder.path}/{name}: has no {lacking}; restore it")
+    problems += [f"{args.root}/{name}: {LEADS_NOWHERE}; is its disk mounted?" for name in broken]
     todo = [key for key in keys if not _done(work, key)]
     _check_space(work, len(todo))
     written, frames_made, had = 0, 0, len(keys) - len(todo)

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from mapanything.errors import InputError, printable, run_command
-from mapanything.opv2v.layout import CAMERA, COMPLETE, PCD, YAML, AgentFolder, Selection, find_splits, scan
+from mapanything.opv2v.layout import CAMERA, COMPLETE, LEADS_NOWHERE, PCD, YAML, AgentFolder, Selection, find_splits, scan
 from mapanything.tools.options import DEPTH, IMAGES, add_data_options, selection
 
 KINDS = {"yaml": YAML, "pcd": PCD} | {f"camera{k}": bit for k, bit in enumerate(CAMERA)}
@@ -44,7 +44,8 @@ def lines(root: Path, depth_root: Path | None, selection: Selection) -> Iterator
         yield f"depth  {located(depth_root)}"
     split = scenario = ""
     total = Total()
-    for folder in scan(root, selection):
+    broken: list[str] = []
+    for folder in scan(root, selection, broken):
         if folder.split != split:
             if split:
                 yield total_line(split, total)
@@ -58,6 +59,8 @@ def lines(root: Path, depth_root: Path | None, selection: Selection) -> Iterator
         yield f"    {agent_line(folder, depth_maps if depth_root is not None else None)}"
     if split:
         yield total_line(split, total)
+    for name in broken:
+        yield f"{name}: {LEADS_NOWHERE}; is its disk mounted?"
 
 
 def located(root: Path) -> str:

@@ -17,11 +17,13 @@ from mapanything.opv2v.layout import (
     COMPLETE,
     FRAME_BITS,
     FRAME_FILE,
+    LEADS_NOWHERE,
     SPLITS,
     DepthLayout,
     FrameKey,
     Selection,
     agent_order,
+    broken_links,
     find_splits,
     list_folders,
 )
@@ -29,7 +31,7 @@ from mapanything.opv2v.layout import (
 DANGLING, NOT_A_FILE, UNREADABLE = -1, -2, -3  # in place of a size
 _STATES = {
     0: ("empty-{what}", "is empty"),
-    DANGLING: ("dangling-link", "is a link that leads nowhere"),
+    DANGLING: ("dangling-link", LEADS_NOWHERE),
     NOT_A_FILE: ("not-a-file", "is no regular file"),
     UNREADABLE: ("unreadable", "can't be read"),
 }
@@ -166,15 +168,9 @@ def _short(error: InputError) -> str:
 
 def _dangling(root: Path, only: tuple[str, ...], *parts: str) -> Iterator[Problem]:
     """Links in a folder that lead nowhere: a split, scenario or agent whose disk is not mounted."""
-    folder = root.joinpath(*parts)
-    try:
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_symlink())
-    except OSError:
-        return  # `list_folders` says so
-    for name in names:
-        if (not only or name in only) and not os.path.exists(folder / name):
-            place = [*parts, name, "", ""][:3]
-            yield Problem(*place, "", "/".join([*parts, name]), "dangling-link", "is a link that leads nowhere")
+    for name in broken_links(root, *parts, only=only):
+        place = [*name.split("/"), "", ""][:3]
+        yield Problem(*place, "", name, "dangling-link", LEADS_NOWHERE)
 
 
 def _same_splits(root: Path, splits: list[str]) -> Iterator[Problem]:

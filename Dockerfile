@@ -95,7 +95,7 @@ COPY . .
 RUN --mount=type=bind,source=docker/build,target=/srv \
     chmod -R u=rwX,go=rX .; \
     install -D -m 755 docker/entrypoint /out/usr/local/bin/entrypoint; \
-    PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0 python3 -m compileall -f -q --invalidation-mode unchecked-hash mapanything tests tasks.py task_options.py; \
+    PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0 python3 -m compileall -f -q --invalidation-mode unchecked-hash dev mapanything tests tasks.py; \
     bash /srv/set-times /out
 
 # ---------------------------------------------------------------------------------------------------------------------

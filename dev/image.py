@@ -11,7 +11,6 @@ Notable:
 
 from __future__ import annotations
 
-import argparse
 import ast
 import contextlib
 import gzip
@@ -25,12 +24,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dev.cli import IMAGE
 from mapanything.environment import IMAGE_FILE
 from mapanything.errors import InputError, run_command
 
 ROOT = Path(__file__).parents[1]
 NAME = "mapanything-opv2v"
-VARIANTS = ("cpu", "cuda12", "cuda13", "cuda")  # cuda: cuda13
 PIP_SECTIONS = ("global", "install", ":env:")  # from weak to strong
 PIP_KEYS = ("index-url", "extra-index-url", "no-index", "proxy", "trusted-host", "timeout", "default-timeout", "retries")
 
@@ -224,18 +223,7 @@ def last_line(text: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="dev.image", description=__doc__.splitlines()[0])
-    parser.add_argument("--variant", choices=VARIANTS, default="cuda", help="of torch (%(default)s)")
-    parser.add_argument("--tag", help=f"name of the image ({NAME}:VARIANT)")
-    parser.add_argument("--wheels", type=Path, metavar="DIR", help="folder with wheels that no index has (PIP_FIND_LINKS)")
-    parser.add_argument("--base", metavar="IMAGE", help="Debian bookworm image to build on (debian:bookworm-slim)")
-    parser.add_argument("--snapshot", metavar="URL", help="dated Debian archive that all system packages come from")
-    parser.add_argument("--no-cache", action="store_true", help="build every layer anew")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--save", type=Path, metavar="FILE", help="build, then write it to a .tar or .tar.gz for another host")
-    what.add_argument("--load", type=Path, metavar="FILE", help="take an image that --save wrote; nothing is built")
-    what.add_argument("--verify", action="store_true", help="build twice without cache and compare")
-    args = parser.parse_args()
+    args = IMAGE.parse()
     if args.load is not None and not args.load.is_file():
         raise InputError(f"{args.load}: is no file; --load takes what --save wrote")
     if args.save is not None and not args.save.parent.is_dir():

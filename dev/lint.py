@@ -7,7 +7,6 @@ out and it says so; `--all` makes that an error, as CI wants it.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import shutil
@@ -16,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from dev.cli import LINT
 from mapanything.errors import InputError, run_command
 from mapanything.files import cache_dir
 
@@ -75,9 +75,7 @@ def has_compose() -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="dev.lint", description=__doc__.splitlines()[0])
-    parser.add_argument("--all", action="store_true", help="a check that cannot be done here is an error")
-    args = parser.parse_args()
+    args = LINT.parse()
     folder, why = install()
     environment = os.environ | VARIABLES | {"PYTHONPATH": str(folder)}
     failed, left_out = [], []

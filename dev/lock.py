@@ -11,7 +11,6 @@ Notable:
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import re
 import subprocess
@@ -19,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from dev.cli import LOCK
 from mapanything.environment import requirement_lines
 from mapanything.errors import InputError, run_command
 
@@ -157,11 +157,7 @@ def run(command: list[str], cwd: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="dev.lock", description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="only say whether the locks are current (no network)")
-    parser.add_argument("--dry-run", action="store_true", help="only ask the index whether it has all that is locked")
-    parser.add_argument("--upgrade", action="store_true", help="take the newest versions instead of keeping pins")
-    arguments = parser.parse_args()
+    arguments = LOCK.parse()
     if arguments.dry_run:
         dry_run()
     elif not arguments.check:

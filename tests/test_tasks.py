@@ -1,21 +1,31 @@
-"""The tasks: what they run, what they pass on, and that listing them loads nothing heavy."""
+"""The tasks and the option tables: each option is documented, works in both spellings, and is what the tools take."""
 
 from __future__ import annotations
 
-import inspect
 import os
-import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from invoke import Collection, Context, Exit
+from invoke import Context, Exit, Program
 
 import tasks
+from dev import cli as dev
+from mapanything.cli import data, network, pictures
+from mapanything.cli.options import Command, Option, flag, folder, options, with_dashes
 
 REPOSITORY = Path(__file__).parents[1]
-ALL = Collection.from_module(tasks).tasks
+ALL: dict[str, tasks.TableTask] = tasks.namespace.tasks
+TABLES = {
+    command.name: command
+    for module in (data, network, pictures, dev)
+    for command in vars(module).values()
+    if isinstance(command, Command)
+}
+TOOLS = [command for command in TABLES.values() if command.module not in ("pytest", "mapanything.train.training")]
+OPTIONS = [(command, option) for command in TOOLS for kind in (command, *command.kinds) for option in kind.options]
 
 
 @pytest.fixture
@@ -27,60 +37,116 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     return commands
 
 
+@pytest.fixture
+def call(ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, ...]]:
+    """Runs a command line of Invoke; what it would run, after `python -m`."""
+
+    def call(*words: str) -> tuple[str, ...]:
+        monkeypatch.setattr(sys, "argv", ["invoke", *words])
+        with pytest.raises(SystemExit) as end:
+            raise SystemExit(Program(namespace=tasks.namespace).run(["invoke", *words], exit=False))
+        assert not end.value.code
+        return ran.pop()[1:]
+
+    return call
+
+
 def test_listing_loads_nothing_heavy() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "invoke", "--list"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    loaded = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
-    assert not loaded & {"torch", "open3d", "numpy", "mapanything", "matplotlib"}
+    loaded = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    assert not {name.split(".")[0] for name in loaded} & {"torch", "open3d", "numpy", "matplotlib"}
+    assert {name for name in loaded if name.startswith("mapanything.")} == {
+        "mapanything.cli",
+        *(f"mapanything.cli.{name}" for name in ("options", "types", "data", "network", "pictures")),
+    }
     assert "check-data" in done.stdout
+
+
+def test_every_table_is_a_task() -> None:
+    assert set(ALL) == {*TABLES, "help"}
 
 
 @pytest.mark.parametrize("name", sorted(ALL))
 def test_every_task_and_option_is_explained(name: str) -> None:
-    task = ALL[name]
-    assert task.__doc__
-    options = set(inspect.signature(task.body).parameters) - {"_"}
-    assert {option.replace("-", "_") for option in task.help} == options
+    assert ALL[name].__doc__
+    for argument in ALL[name].get_arguments():
+        assert argument.help and "None" not in argument.help, argument.name
 
 
-COMMANDS = {
-    "bench": ("data",),
-    "check-data": (),
-    "demo": (),
-    "doctor": (),
-    "evaluate": (),
-    "infer": (),
-    "link-data": (),
-    "lock": (),
-    "make-depth": (),
-    "make-sample": (),
-    "plan-memory": (),
-    "runs": (),
-    "tree": (),
-    "viewer": (),
-}
+@pytest.mark.parametrize("command", TOOLS, ids=lambda command: command.name)
+def test_help_of_a_tool_names_every_option(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind in (command, *command.kinds):
+        with pytest.raises(SystemExit) as end:
+            command.parse([*([kind.name] if kind is not command else []), "--help"])
+        assert end.value.code == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert kind.help.split(": `")[0] in said
+        for option in kind.options:
+            assert option.kind == "word" or f"--{option.name}" in said
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_options_are_the_modules_own(name: str, ran: list[tuple[str, ...]]) -> None:
-    """Every option of a task is one that its command line takes."""
-    positional = COMMANDS[name]
-    ALL[name](Context(), *positional)
-    command = [sys.executable, *ran[0], "--help"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    taken = set(re.findall(r"--[a-z][a-z-]*", done.stdout))
-    assert {f"--{option}" for option in list(ALL[name].help) if option not in ALL[name].positional} <= taken
+@pytest.mark.parametrize("command", TOOLS, ids=lambda command: command.name)
+def test_a_tool_parses_by_its_table(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its `main` asks its own table, and nobody else, what its command line means."""
+    import importlib
+
+    class Asked(Exception):
+        pass
+
+    def parse(self: Command, words: object = None) -> None:
+        raise Asked(self.name)
+
+    monkeypatch.setattr(Command, "parse", parse)
+    module = importlib.import_module(f"{command.module}.__main__" if command is dev.BENCH else command.module)
+    with pytest.raises(Asked, match=f"^{command.name}$"):
+        module.main()
 
 
-def test_every_option_of_viz_is_one_of_the_task() -> None:
-    taken = set()
-    for kind in ("pose", "cloud", "boxes", "compare", "depth", "frame", "sequence"):
-        command = [sys.executable, "-m", "mapanything.tools.viz", kind, "--help"]
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-        taken |= {option.replace("_", "-") for option in re.findall(r"(?<![\w-])--[a-z0-9_-]+", done.stdout)}
-    task = ALL["viz"]
-    assert {f"--{name}" for name in task.help if name not in task.positional} == taken - {"--help", "--dataset-root"}
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--depth_root", "a_b", "--x"], ["--depth-root", "a_b", "--x"]),
+        (["infer", "--save_pred_dir=a_b/c_d"], ["infer", "--save-pred-dir=a_b/c_d"]),
+        (["-o", "model.a_b=c_d", "--", "--tests_only"], ["-o", "model.a_b=c_d", "--", "--tests_only"]),
+        (["--agent=-1_0", "-1_0", "--"], ["--agent=-1_0", "-1_0", "--"]),
+    ],
+)
+def test_underscores_are_dashes_in_names_of_options(words: list[str], expected: list[str]) -> None:
+    assert with_dashes(words) == expected
+
+
+def test_both_spellings_mean_the_same_in_tools() -> None:
+    spelt = [("--depth-root", "--frame-of", "--main-agent"), ("--depth_root", "--frame_of", "--main_agent")]
+    parsed = [network.INFER.parse([a, "x", f"{b}=opencv", c, "7"]) for a, b, c in spelt]
+    assert parsed[0] == parsed[1] and (parsed[1].depth_root, parsed[1].frame_of) == (Path("x"), "opencv")
+    assert network.PLAN_MEMORY.parse(["-o", "a_b=1", "--o", "c"]).o == ["a_b=1", "c"]
+    assert pictures.VIZ.parse(["boxes", "--max_range", "9", "--no_gui"]).max_range == 9
+    for command, option in OPTIONS:
+        assert "_" not in "".join(option.names), f"{command.name} --{option.name}"
+
+
+def test_underscores_work_in_tasks(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "invoke", "--search-root", str(REPOSITORY), "check-data", "--root", "no_where"]
+    for name in ("--depth_root=x", "--depth-root=x"):
+        done = subprocess.run([*command, name, "--write_exclude", "a_b"], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert f"--root {tmp_path}/no_where --depth-root {tmp_path}/x --write-exclude {tmp_path}/a_b\n" in done.stderr
+
+
+def test_choices_and_defaults_are_the_rooms_own() -> None:
+    """The tables stand alone; what they repeat of the rooms is the same there."""
+    from mapanything.opv2v import layout
+    from mapanything.opv2v.sample.writer import SampleOptions
+    from mapanything.pictures import picture, video, viewpoints
+    from mapanything.results.clouds import CLOUD_FROM_CV, ENCODERS
+    from mapanything.tools import make_sample
+
+    assert data.DEPTH_PATTERN == layout.DEPTH_PATTERN and set(data.SPLITS.split(", ")) <= set(layout.SPLITS)
+    assert (pictures.VIEWS, pictures.LAYERS, pictures.MOVING) == (viewpoints.VIEWS, picture.HIDEABLE, video.SUFFIXES)
+    given = {option.name: option for option in network.INFER.options}
+    assert given["frame-of"].choices == tuple(CLOUD_FROM_CV) and ", ".join(ENCODERS) in given["cloud"].help
+    assert make_sample.sample_options(data.MAKE_SAMPLE.parse(["--output", "x"])) == SampleOptions()
 
 
 @pytest.mark.parametrize(
@@ -90,83 +156,61 @@ def test_every_option_of_viz_is_one_of_the_task() -> None:
         (["--frame", "000069"], ("--frame", "000069")),
         (["boxes", "--max-range", "60"], ("boxes", "--max-range", "60")),
         (["sequence", "pose", "--fps", "4", "--no-3d"], ("sequence", "pose", "--no-3d", "--fps", "4")),
+        (["cloud", "a.pcd", "--sequence", "x"], ("cloud", "{here}/a.pcd", "--scenario", "x")),
         (["cloud", "a.pcd", "--", "b.pcd"], ("cloud", "{here}/a.pcd", "b.pcd")),
     ],
     ids=" ".join,
 )
-def test_words_of_viz_may_be_left_out(arguments: list[str], passed: tuple[str, ...], tmp_path: Path) -> None:
-    code = "import sys, tasks\nfrom invoke import Program\ntasks.run = lambda *command: print(*command, sep='\\n')\n"
-    code += "from invoke import Collection\nProgram(namespace=Collection.from_module(tasks)).run(sys.argv)"
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        [sys.executable, "-c", code, "viz", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["-m", "mapanything.tools.viz", *(word.format(here=tmp_path) for word in passed)]
+def test_words_of_viz_may_be_left_out(
+    arguments: list[str], passed: tuple[str, ...], call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("viz", *arguments) == ("mapanything.tools.viz", *(word.format(here=tmp_path) for word in passed))
+
+
+def test_a_word_that_has_to_be_there_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["invoke", "help"])
+    with pytest.raises(SystemExit):
+        Program(namespace=tasks.namespace).run(["invoke", "help"])
+    assert "did not receive required positional arguments: 'name'" in capsys.readouterr().err
 
 
 def test_selection_and_flags_are_passed_on(ran: list[tuple[str, ...]]) -> None:
-    tasks.check_data(Context(), split=["train", "validate"], agent=["-1"], jobs="3", deep=True, quick=False)
-    expected = ("--split", "train,validate", "--agent=-1", "--jobs", "3", "--deep")
+    ALL["check-data"](Context(), split=["train", "validate"], agent=["-1"], jobs="3", deep=True, quick=False)
+    expected = ("--split", "train", "--split", "validate", "--agent=-1", "--jobs", "3", "--deep")
     assert ran == [("-m", "mapanything.tools.check_opv2v", *expected)]
 
 
-@pytest.mark.parametrize("arguments", [["--split"], ["--split", "--agent", "641"], ["--agent", "641", "--frame"]])
+@pytest.mark.parametrize("words", [["--split"], ["--split", "--agent", "641"], ["--agent", "641", "--sequence"]])
 def test_selection_without_a_value_does_not_mean_everything(
-    ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+    ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["invoke", "tree", *arguments])
+    monkeypatch.setattr(sys, "argv", ["invoke", "tree", *words])
     with pytest.raises(Exit, match="needs a value"):
-        tasks.tree(Context())
-    assert not ran
+        ALL["tree"](Context())
+    monkeypatch.setattr(sys, "argv", ["invoke", "tree", "--", *words])
+    ALL["tree"](Context())
+    assert ran == [("-m", "mapanything.tools.tree", *words)]
 
 
-def test_every_option_that_may_be_repeated_needs_a_value(ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["invoke", "infer", "--agents", "--coop"])
-    with pytest.raises(Exit, match="--agents needs a value"):
-        tasks.infer(Context(), coop=True)
-    monkeypatch.setattr(sys, "argv", ["invoke", "tree", "--", "--agent", "--x"])
-    tasks.tree(Context())
-    assert ran == [("-m", "mapanything.tools.tree", "--agent", "--x")]
+def test_the_last_of_two_options_with_one_name_counts() -> None:
+    declared = options(folder("root", "one"), flag("all", "b"), Option("root", "two"))
+    assert [option.help for option in declared] == ["two", "b"]
 
 
-def test_the_last_of_two_options_with_one_name_counts(ran: list[tuple[str, ...]]) -> None:
-    @tasks.command("tools.x", tasks.path("root", "one"), tasks.flag("all", "b"), tasks.value("root", "two"))
-    def example() -> None:
-        """Does it."""
-
-    assert example.name == "example" and example.__doc__ == "Does it."
-    assert [argument.help for argument in example.get_arguments()] == ["two", "b"]
-    example(Context(), root="~/as it is", all=True)
-    assert ran == [("-m", "mapanything.tools.x", "--root", "~/as it is", "--all")]
-    with pytest.raises(TypeError, match="unexpected keyword"):
-        example(Context(), roots="x")
-
-
-def test_paths_are_meant_from_where_it_was_called(
-    ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_paths_are_meant_from_where_it_was_called(call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    tasks.tree(Context(), root="here", depth_root="/there")
+    here = ("mapanything.tools.tree", "--root", str(tmp_path / "here"), "--depth-root", "/there")
+    assert call("tree", "--root", "here", "--depth-root", "/there") == here
+    models = ("--models", f"a={tmp_path / 'x.pth'},b=/y.pth", "--models", f"c={tmp_path / 'z'}")
+    given = ("--models", "a=x.pth, b=/y.pth", "--models", "c=z", "--depth-root", "none")
+    assert call("evaluate", *given) == ("mapanything.tools.evaluate", *models, "--depth-root", "none")
     monkeypatch.chdir(REPOSITORY)
-    tasks.tree(Context(), root="here")
-    command = ("-m", "mapanything.tools.tree", "--root")
-    assert ran == [(*command, str(tmp_path / "here"), "--depth-root", "/there"), (*command, "here")]
+    assert call("tree", "--root", "here") == ("mapanything.tools.tree", "--root", "here")
 
 
-def test_models_are_paths_from_where_it_was_called(
-    ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    tasks.evaluate(Context(), models=["a=x.pth, b=/y.pth", "c=z"], depth_root="none")
-    words = (f"a={tmp_path / 'x.pth'}", "b=/y.pth", f"c={tmp_path / 'z'}")
-    assert ran == [("-m", "mapanything.tools.evaluate", "--models", *words, "--depth-root", "none")]
-
-
-def test_test_passes_arguments_with_their_quotes(ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["invoke", "test", "--", "-k", "a or b"])
-    tasks.test(Context())
-    assert ran == [("-m", "pytest", "-n", "auto", "-k", "a or b")]
+def test_test_passes_arguments_with_their_quotes(call) -> None:
+    assert call("test", "--", "-k", "a or b") == ("pytest", "-n", "auto", "-k", "a or b")
 
 
 @pytest.mark.parametrize(("code", "expected"), [("3", 3), ("os.kill(os.getpid(), 15)", 143)])
@@ -182,7 +226,7 @@ def test_exit_code_is_the_commands(code: str, expected: int, capfd: pytest.Captu
     [
         (["tree", "--root", "nowhere"], "{here}/nowhere: no such folder"),
         (["train", "--stage", "first"], "give --stage 1, 2 or 3"),
-        (["infer", "--agents", "--coop"], "--agents needs a value: the same as --agent"),
+        (["infer", "--agents", "--coop"], "--agents needs a value: only this vehicle"),
     ],
 )
 def test_failing_task_shows_no_traceback(arguments: list[str], message: str, tmp_path: Path) -> None:

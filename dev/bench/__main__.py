@@ -15,7 +15,6 @@ code is 0.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -26,11 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from dev.bench.timing import Figure, with_spread
+from dev.cli import BENCH, SUITES
+from mapanything.cli.data import IMAGES
 from mapanything.errors import run_command
 from mapanything.files import write_atomic
-from mapanything.tools.options import IMAGES, positive
-
-ROUNDS = {"data": 9, "model": 2, "train": 5, "results": 9, "viz": 5}
 
 
 def machine() -> dict[str, str]:
@@ -53,19 +51,11 @@ def machine() -> dict[str, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="bench", description=__doc__.split("\n\n")[0])
-    parser.add_argument("suite", nargs="?", choices=(*ROUNDS, "all"), default="data",
-                        help="what to measure (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--root", type=Path, metavar="DIR",
-                        help=f"image root whose first complete frame is used (default: {IMAGES}, else generated)")  # fmt: skip
-    rounds = ", ".join(f"{suite} {count}" for suite, count in ROUNDS.items())
-    parser.add_argument("--rounds", type=positive, metavar="N", help=f"timed rounds (default: {rounds})")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    args = parser.parse_args()
+    args = BENCH.parse()
     rows, failed = [], {}
-    for suite in ROUNDS if args.suite == "all" else (args.suite,):
+    for suite in SUITES if args.suite == "all" else (args.suite,):
         try:
-            rows += [{"suite": suite} | row for row in run(suite, args.root, args.rounds or ROUNDS[suite])]
+            rows += [{"suite": suite} | row for row in run(suite, args.root, args.rounds or SUITES[suite])]
         except Exception as error:
             if args.suite != "all":
                 raise

@@ -12,10 +12,10 @@ import argparse
 import signal
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from mapanything.cli.data import CHECK_DATA, DEPTH, IMAGES
 from mapanything.errors import printable, run_command
 from mapanything.opv2v.check.report import (
     check_report_path,
@@ -27,23 +27,8 @@ from mapanything.opv2v.check.report import (
 )
 from mapanything.opv2v.check.run import CheckOptions, run_checks
 from mapanything.opv2v.exclude import check_replaceable, write_exclude
-from mapanything.opv2v.layout import DEPTH_PATTERN, SPLITS, DepthLayout
-from mapanything.tools.options import DEPTH, IMAGES, add_data_options, add_jobs, add_option, selection
-
-
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="check_opv2v", description=(__doc__ or "").split("\n\n")[0])
-    add = parser.add_argument
-    add_data_options(parser, f"depth maps to check (default: {DEPTH} where no other --root is given, else none)")
-    add_option(parser, "--depth-pattern", default=DEPTH_PATTERN, help="where a map lies (default: %(default)s)")
-    level = parser.add_mutually_exclusive_group()
-    level.add_argument("--quick", action="store_true", help="names and sizes only: seconds")
-    level.add_argument("--deep", action="store_true", help="decode and measure everything")
-    add_jobs(parser)
-    add("--report", type=Path, metavar="FILE", help="write every problem to FILE.json or FILE.csv")
-    add_option(parser, "--write-exclude", type=Path, metavar="FILE", help="write what training must skip")
-    add("--progress", action=argparse.BooleanOptionalAction, help="a progress bar (default: on a terminal)")
-    return parser.parse_args(arguments)
+from mapanything.opv2v.layout import SPLITS, DepthLayout
+from mapanything.tools.options import selection
 
 
 def options_from(arguments: argparse.Namespace) -> CheckOptions:
@@ -63,13 +48,13 @@ def options_from(arguments: argparse.Namespace) -> CheckOptions:
         selection=selection(arguments),
         level="quick" if arguments.quick else "deep" if arguments.deep else "standard",
         jobs=arguments.jobs,
-        progress=arguments.progress,
+        progress=True if arguments.progress else False if arguments.no_progress else None,
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0 or 1, the verdict."""
-    parsed = parse_arguments(arguments)
+    parsed = CHECK_DATA.parse(arguments)
     options = options_from(parsed)
     signal.signal(signal.SIGTERM, _interrupt)  # `docker stop` and `kill` leave as cleanly as Ctrl-C
     depth = f"depth maps in {options.depth.root}" if options.depth else "no depth maps (--depth-root names them)"

@@ -6,7 +6,6 @@ its exit code.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import shlex
@@ -18,6 +17,7 @@ from datetime import date
 from hashlib import blake2b
 from pathlib import Path
 
+from mapanything.cli.pictures import DEMO
 from mapanything.errors import InputError, run_command
 from mapanything.opv2v.layout import COMPLETE, FrameKey, scan
 
@@ -184,12 +184,7 @@ def overfit_roots(work: Path, images: Path, depth: Path) -> tuple[Path, Path]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="mapanything.tools.demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--root", type=Path, help="use this data set; trained, and measured, is its first complete timestamp")
-    parser.add_argument("--output", type=Path, default=Path("experiments/demo"), help="work folder (%(default)s)")
-    parser.add_argument("--jobs", help="processes (default: one per core)")
-    parser.add_argument("--short", action="store_true", help="hardly any training: shows that everything runs")
-    arguments = parser.parse_args()
+    arguments = DEMO.parse()
     jobs = ("--jobs", arguments.jobs) if arguments.jobs else ()
     work: Path = arguments.output
     images = arguments.root or work / "data" / "opv2v_images"

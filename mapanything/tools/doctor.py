@@ -7,7 +7,6 @@ drawing) runs in a process of its own.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -23,10 +22,10 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from mapanything.cli.data import DEPTH, DOCTOR, IMAGES
 from mapanything.environment import Fingerprint, fingerprint, in_container, requirement_lines, torch_variant
 from mapanything.errors import InputError, run_command
 from mapanything.opv2v.layout import find_splits, list_folders
-from mapanything.tools.options import DEPTH, IMAGES
 
 ROOT = Path(__file__).parents[2]
 OK, WARNING, FAIL = "ok", "warning", "fail"
@@ -287,9 +286,7 @@ def table(rows: Iterable[Row]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="mapanything.tools.doctor", description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print the rows as JSON, every package one of its own")
-    arguments = parser.parse_args()
+    arguments = DOCTOR.parse()
     rows = examine()
     count = {status: sum(row.status == status for row in rows) for status in (OK, WARNING, FAIL)}
     if arguments.json:

@@ -18,84 +18,20 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from mapanything.cli.data import DEPTH
+from mapanything.cli.network import EVALUATE, split_models
 from mapanything.errors import InputError, run_command
 from mapanything.files import read_json, writing_alone
-from mapanything.tools.options import (
-    DEPTH,
-    add_data_options,
-    length,
-    parse_device,
-    parse_resolution,
-    positive,
-    selection,
-    whole,
-)
+from mapanything.tools.options import parse_device, parse_resolution, selection
 
 MODES = {"single": ("single",), "coop": ("coop",), "both": ("single", "coop")}
 NAME = re.compile(r"[\w.+-]{1,60}\Z", re.ASCII)  # of a model: a folder's name and a cell of a table
-AMP = ("auto", "bf16", "fp16", "fp32")
 LARGER_IS_BETTER = re.compile(r"auc_|bev_iou|filtered_bev|depth_delta|depth_scaled_delta|mask_fraction|num_")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="evaluate",
-        description=__doc__.split("\n\n")[0],
-        epilog="Without --split: test, else validate. Both modes see the same timestamps, so that they can be compared.",
-    )
-    add_data_options(parser, f"depth maps to measure with (default: {DEPTH}; none: there are none)")
-    parser.add_argument("--models", nargs="+", action="extend", required=True, metavar="NAME=PATH",
-                        help="checkpoints (.pth, .safetensors or a folder) and the names the tables give them")  # fmt: skip
-    parser.add_argument("--mode", choices=MODES, default="both",
-                        help="single: one vehicle a scene; coop: all of a timestamp (default: %(default)s)")  # fmt: skip
-    which = parser.add_argument_group("which timestamps (default: all of the selection)")
-    which.add_argument("--frames", type=Path, metavar="FILE",
-                       help="list of split/scenario/frame or split/scenario/agent/frame lines")  # fmt: skip
-    which.add_argument("--sample", type=positive, metavar="N", help="draw N timestamps")
-    which.add_argument("--seed", type=whole, default=0, help="of every random choice (default: %(default)s)")
-    which.add_argument("--main-agent", "--main_agent", metavar="NAME",
-                       help="where it is there, else the first vehicle (default: 641)")  # fmt: skip
-    which.add_argument("--min-agents", "--min_agents", type=positive, metavar="N",
-                       help="timestamps with fewer vehicles are left out (default: 2; with --mode single 1)")  # fmt: skip
-    which.add_argument("--every-agent", "--every_agent", action="store_true",
-                       help="single: every vehicle of a timestamp, not the main agent alone")  # fmt: skip
-    sees = parser.add_argument_group("what the network sees")
-    sees.add_argument("--inputs", default="images", metavar="LIST",
-                      help="images, and of intrinsics,poses,depth what is named (default: %(default)s)")  # fmt: skip
-    sees.add_argument("--num-views", "--num_views", type=positive, default=8, metavar="N",
-                      help="most views of a scene, whole vehicles first (default: %(default)s)")  # fmt: skip
-    sees.add_argument("--resolution", nargs="+", metavar="N",
-                      help="width and height, multiples of 14 (default: single 518 392, coop 448 252)")  # fmt: skip
-    sees.add_argument("--device", default="auto", help="cpu, cuda or cuda:1 (default: a GPU where there is one)")
-    sees.add_argument("--amp", choices=AMP, default="auto",
-                      help="precision of encoder and transformer (default: bf16 on a GPU, fp32 on a CPU)")  # fmt: skip
-    how = parser.add_argument_group("what is measured")
-    how.add_argument("--reference", choices=("depth", "lidar"), default="depth",
-                     help="true cloud: the views' known depths, or the LiDAR sweeps (default: %(default)s)")  # fmt: skip
-    how.add_argument("--z-range", "--z_range", nargs="+", default=["-3", "1"], metavar="M",
-                     help="of the filtered figures: lowest and highest metres above the LiDAR (default: -3 1)")  # fmt: skip
-    how.add_argument("--radius", type=length, default=50.0, metavar="M",
-                     help="of the filtered figures: horizontal, from the main agent (default: %(default)s)")  # fmt: skip
-    how.add_argument("--bev-cell", "--bev_cell", type=length, default=0.5, metavar="M", help="(default: %(default)s)")
-    how.add_argument("--bev-extent", "--bev_extent", type=length, default=50.0, metavar="M",
-                     help="metres to each side (default: %(default)s)")  # fmt: skip
-    how.add_argument("--chamfer-points", "--chamfer_points", type=positive, default=200_000, metavar="N",
-                     help="points of each cloud that look for their neighbour (default: %(default)s)")  # fmt: skip
-    results = parser.add_argument_group("results")
-    results.add_argument("--out", type=Path, metavar="DIR", help="(default: visualization_outputs/<date>/evaluation)")
-    results.add_argument("--overwrite", action="store_true", help="replace the evaluation that lies there")
-    results.add_argument("--worst", type=whole, default=3, metavar="N",
-                         help="pictures of the N worst scenes per model and mode, 0: none (default: %(default)s)")  # fmt: skip
-    results.add_argument("--rank-by", "--rank_by", default="pose_translation_m", metavar="COLUMN",
-                         help="which scenes are the worst (default: %(default)s)")  # fmt: skip
-    results.add_argument("--save-representative", "--save_representative", action="store_true",
-                         help="export the best, middle and worst scene per model and mode, as `infer` does")  # fmt: skip
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     with ExitStack() as held:
-        return _main(_parser().parse_args(argv), held)
+        return _main(EVALUATE.parse(argv), held)
 
 
 def _main(args: argparse.Namespace, held: ExitStack) -> int:
@@ -194,7 +130,7 @@ def parse_models(words: Sequence[str]) -> dict[str, Path]:
         InputError: no name, a name twice or one that is no plain word, a path that is not there.
     """
     models: dict[str, Path] = {}
-    for word in (part for text in words for part in re.split(r"[,\s]\s*(?=[\w.+-]+=)", text.strip())):
+    for word in (part for text in words for part in split_models(text)):
         name, equals, path = word.partition("=")
         if not equals or not NAME.match(name) or not path:
             raise InputError(f"--models {word}: give NAME=PATH, the name of letters, digits, dots and dashes")

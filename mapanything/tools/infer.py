@@ -16,52 +16,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mapanything.cli.data import DEPTH
+from mapanything.cli.network import INFER
 from mapanything.errors import InputError, run_command
 from mapanything.files import writing_alone
-from mapanything.results.clouds import CLOUD_FROM_CV, ENCODERS
-from mapanything.tools.options import DEPTH, add_data_options, parse_devices, parse_resolution, positive, selection
-
-AMP = ("auto", "bf16", "fp16", "fp32")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="infer",
-        description=__doc__.split("\n\n")[0],
-        epilog="--frame takes ranges too: --frame 000069-000080,000100. What exists already is skipped.",
-    )
-    add_data_options(parser, f"depth maps, only read where depth is an input (default: {DEPTH})")
-    parser.add_argument("--agents", action="append", dest="agent", metavar="NAME", default=[],
-                        help="the same as --agent; with --coop the vehicles that take part")  # fmt: skip
-    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N scenes of the selection")
-    parser.add_argument("--coop", action="store_true", help="all (chosen) vehicles of a timestamp as one scene")
-    parser.add_argument("--main-agent", "--main_agent", default=None, metavar="NAME",
-                        help="with --coop, the vehicle whose LiDAR frame it is (default: 641, else the first)")  # fmt: skip
-    parser.add_argument("--num-views", "--num_views", type=positive, metavar="N",
-                        help="most views of a scene, whole vehicles first (default: all cameras)")  # fmt: skip
-    parser.add_argument("--checkpoint", type=Path, metavar="PATH",
-                        help=".pth, .safetensors or a folder with config.json; the network is the one it holds")  # fmt: skip
-    parser.add_argument("--inputs", default="images", metavar="LIST",
-                        help="what the network sees: images, and of intrinsics,poses,depth what is named")  # fmt: skip
-    parser.add_argument("--resolution", nargs="+", metavar="N",
-                        help="width and height, multiples of 14 (default: 518 392; with --coop 448 252)")  # fmt: skip
-    parser.add_argument("--save-pred-dir", "--save_pred_dir", "--out", type=Path, metavar="DIR",
-                        help="where the results go (default: visualization_outputs/<date>/predictions)")  # fmt: skip
-    parser.add_argument("--cloud", default="pcd", metavar="LIST",
-                        help=f"kinds of point cloud, of {','.join(ENCODERS)}, or none (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--frame-of", "--frame_of", choices=CLOUD_FROM_CV, default="opv2v",
-                        help="axes of the clouds: opv2v (x forward, y right, z up; lies on the LiDAR clouds as stored) or "
-                        "opencv (x right, y down, z forward)")  # fmt: skip
-    parser.add_argument("--device", default="auto", metavar="LIST",
-                        help="cpu, cuda (all GPUs), cuda:1 or several with commas (default: the GPUs, else cpu)")  # fmt: skip
-    parser.add_argument("--amp", choices=AMP, default="auto",
-                        help="precision of encoder and transformer (default: bf16 on a GPU, fp32 on a CPU)")  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="make scenes anew that are there already")
-    return parser
+from mapanything.results.clouds import ENCODERS
+from mapanything.tools.options import parse_devices, parse_resolution, selection
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    args = INFER.parse(argv)
     if args.checkpoint is None:
         raise InputError("--checkpoint: give the network, such as experiments/<run>/checkpoint-best.pth")
     clouds = _names(args.cloud, ENCODERS, "cloud") if args.cloud != "none" else ()

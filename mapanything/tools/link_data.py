@@ -5,15 +5,13 @@ In a container the same two places are bind mounts, so every configuration names
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
 
+from mapanything.cli.data import DEPTH, IMAGES, LINK_DATA
+from mapanything.cli.options import ROOT
 from mapanything.errors import InputError, run_command
 from mapanything.opv2v.layout import find_splits
-from mapanything.tools.options import DEPTH, IMAGES
-
-ROOT = Path(__file__).parents[2]
 
 
 def link(link_path: Path, target: Path) -> str:
@@ -51,10 +49,7 @@ def make_room(path: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="mapanything.tools.link_data", description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=Path, help="folder that holds the splits, with images, YAML and clouds")
-    parser.add_argument("--depth", type=Path, help="folder of the same shape that holds the depth maps")
-    arguments = parser.parse_args()
+    arguments = LINK_DATA.parse()
     if arguments.images is None and arguments.depth is None:
         raise InputError("nothing to link: give --images DIR, --depth DIR or both")
     wanted = [(IMAGES, arguments.images), (DEPTH, arguments.depth)]

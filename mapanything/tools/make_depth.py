@@ -6,7 +6,6 @@ goes on where it stopped; every file is whole or not there. A frame that can't b
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,14 +15,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from mapanything.cli.data import DEPTH, MAKE_DEPTH
 from mapanything.errors import InputError, run_command
 from mapanything.files import remove_stale_temporaries
 from mapanything.opv2v.depth import lidar_depth, write_depth_npy, write_depth_png
 from mapanything.opv2v.frame import read_frame
-from mapanything.opv2v.layout import DEPTH_PATTERN, LEADS_NOWHERE, PCD, YAML, DepthLayout, FrameKey, FramePaths, scan
+from mapanything.opv2v.layout import LEADS_NOWHERE, PCD, YAML, DepthLayout, FrameKey, FramePaths, scan
 from mapanything.opv2v.pcd import read_pcd
 from mapanything.processes import holding_ctrl_c
-from mapanything.tools.options import DEPTH, add_data_options, add_jobs, add_option, selection
+from mapanything.tools.options import selection
 
 FORMATS = {"npy": ("npy",), "png": ("png",), "both": ("npy", "png")}
 # A real frame's four 800x600 maps: .npy is as large as its pixels, a sparse .png packs well (measured: 23 KB).
@@ -112,14 +112,7 @@ def _run(work: Work, keys: list[FrameKey], jobs: int) -> Iterator[tuple[int, str
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="make-depth", description=__doc__.split("\n\n")[0])
-    add_data_options(parser, f"where the maps go (default: {DEPTH})")
-    add_jobs(parser)
-    parser.add_argument("--format", choices=FORMATS, default="npy",
-                        help="npy: float32 metres; png: 16-bit, 1/256 m a step; both (default: %(default)s)")  # fmt: skip
-    add_option(parser, "--depth-pattern", default=DEPTH_PATTERN, help="where a map lies (default: %(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="make maps anew that are there already")
-    args = parser.parse_args()
+    args = MAKE_DEPTH.parse()
     depth_root = args.depth_root or DEPTH
     if depth_root.is_symlink() and not depth_root.exists():
         raise InputError(f"{depth_root}: is a link to {os.readlink(depth_root)}, which is not there; is the disk mounted?")

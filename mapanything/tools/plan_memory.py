@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
+from mapanything.cli.network import PLAN_MEMORY
 from mapanything.errors import InputError, run_command
 from mapanything.processes import holding_ctrl_c
-from mapanything.tools.options import add_jobs
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -70,23 +70,7 @@ WAYS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mapanything.tools.plan_memory",
-        description="Says what fits on a card: memory of a training step for batches × ways to save memory. Needs no GPU.",
-    )
-    add = parser.add_argument
-    add("--stage", default="3", choices=("1", "2", "3"), help="of training (default: %(default)s)")
-    add("--gpu-gb", default="24", metavar="GB", help="memory that the card is sold with (default: %(default)s)")
-    add("--model", default=None, metavar="NAME", help="a file of configs/model (default: mapanything, which is v1.1)")
-    add("--views", default=None, metavar="N[,N]", help="views of a scene (default: the stage's)")
-    add("--batch", default=None, metavar="N[,N]", help="scenes at a time (default: the stage's budget of images ÷ views)")
-    add("--resolution", default=None, metavar="WxH[,WxH]", help="(default: the stage's, and 518x392 or 448x252)")
-    add("--world-size", default=None, metavar="N", help="GPUs (default: the stage's)")
-    add("-o", "--o", action="append", default=[], metavar="KEY=VALUE", help="any entry of the configuration; may be repeated")
-    add("--measure", action="store_true", help="run the step on this machine's GPU and compare: as configured, no table")
-    add("--json", action="store_true", help="print JSON instead of a table")
-    add_jobs(parser)
-    args = parser.parse_args(arguments)
+    args = PLAN_MEMORY.parse(arguments)
     plan = Planner.read(args)
     if args.measure:
         return plan.measure(args.json)

@@ -8,11 +8,11 @@ A state is what a run said last, checked against its lock: running, finished, st
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
+from mapanything.cli.network import RUNS
 from mapanything.errors import InputError, run_command
 from mapanything.train.logs import LOG, STATUS, is_locked, read_log, read_status
 
@@ -69,10 +69,7 @@ def table(runs: list[dict[str, Any]]) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="mapanything.tools.runs", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--root", type=Path, default=Path("experiments"), help="folder of the runs (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    arguments = parser.parse_args()
+    arguments = RUNS.parse()
     runs = find_runs(arguments.root)
     if arguments.json:
         print(json.dumps(runs, indent=1))

@@ -5,16 +5,16 @@ Only folders are read, no file is opened: seconds on the full data set.
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+from mapanything.cli.data import DEPTH, IMAGES, TREE
 from mapanything.errors import InputError, printable, run_command
 from mapanything.opv2v.layout import CAMERA, COMPLETE, LEADS_NOWHERE, PCD, YAML, AgentFolder, Selection, find_splits, scan
-from mapanything.tools.options import DEPTH, IMAGES, add_data_options, selection
+from mapanything.tools.options import selection
 
 KINDS = {"yaml": YAML, "pcd": PCD} | {f"camera{k}": bit for k, bit in enumerate(CAMERA)}
 
@@ -119,9 +119,7 @@ def total_line(split: str, total: Total) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="mapanything.tools.tree", description=__doc__.splitlines()[0])
-    add_data_options(parser, depth=f"count the depth maps in this folder too (default: {DEPTH} without --root, if there)")
-    arguments = parser.parse_args()
+    arguments = TREE.parse()
     wanted = selection(arguments)
     depth_root = arguments.depth_root
     if depth_root is None and arguments.root == IMAGES and DEPTH.is_dir():

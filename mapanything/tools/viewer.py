@@ -9,7 +9,6 @@ What is not named (split, scenario, agent, frame) is the first there is.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import getpass
 import signal
@@ -17,18 +16,15 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
+from mapanything.cli.pictures import VIEWER
 from mapanything.errors import run_command
 from mapanything.opv2v.layout import Selection
-from mapanything.tools.options import add_frame_options, file_name
 from mapanything.viewer.frames import Catalog
-
-PORT = 8080
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    args = VIEWER.parse(argv)
     catalog = Catalog(args.root, args.predictions)
     fields = {"splits": args.split, "scenarios": args.scenario, "agents": args.agent, "frames": args.frame}
     start = catalog.first(Selection(**{name: (value,) for name, value in fields.items() if value}))
@@ -70,24 +66,6 @@ def address_lines(host: str, port: int) -> list[str]:
         f"viewer: http://{shown}:{port}  (Ctrl-C ends it)",
         f"from another machine: ssh -L {port}:{shown}:{port} {user}@{socket.gethostname()}, then http://localhost:{port}",
     ]
-
-
-def _port(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
-        raise argparse.ArgumentTypeError(f"{text!r}: give a port, 0 to 65535; 0: any free one")
-    return int(text)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m mapanything.tools.viewer", description=__doc__.splitlines()[0])
-    parser.add_argument("--predictions", type=Path, metavar="DIR", help="what `./invoke infer` wrote with --out")
-    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
-                        help="address to listen on; 0.0.0.0: all of this machine's [%(default)s]")  # fmt: skip
-    parser.add_argument("--port", type=_port, default=PORT, metavar="N", help="[%(default)s]")
-    parser.add_argument("--rrd", type=file_name(".rrd"), metavar="FILE.rrd",
-                        help="write a Rerun recording of the chosen agent's frames, or of --frame, and end")  # fmt: skip
-    add_frame_options(parser, "what to show first")
-    return parser
 
 
 if __name__ == "__main__":

@@ -7,13 +7,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from mapanything.cli.data import IMAGES
+from mapanything.cli.pictures import OUTPUTS, VIZ
 from mapanything.errors import InputError
 from mapanything.opv2v.layout import FrameKey, FramePaths, is_folder
 from mapanything.opv2v.png import read_image
 from mapanything.results.read import RECORD, read_prediction
-from mapanything.tools.options import IMAGES
-from mapanything.tools.viz_options import OUTPUTS, save
-from mapanything.tools.viz_scenes import draw_alone
+from mapanything.tools.viz_options import save
+from mapanything.tools.viz_predictions import compare
+from mapanything.tools.viz_scenes import draw_alone, pose
 
 EXPERIMENTS = Path("experiments")
 LOG, PICTURES = "log.txt", "pictures"  # in a run's folder (train/logs.py, which loads torch)
@@ -37,8 +39,8 @@ def _found(root: Path) -> Iterator[tuple[float, Path, str]]:
             folders.clear()
 
 
-def draw_newest(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    """Draws it, and says in one line what it drew; `parser` is that of viz, for the command's defaults.
+def draw_newest(args: argparse.Namespace) -> int:
+    """Draws it, and says in one line what it drew.
 
     Raises:
         InputError: there is nothing to draw, or it is damaged.
@@ -52,18 +54,16 @@ def draw_newest(args: argparse.Namespace, parser: argparse.ArgumentParser) -> in
         key = FrameKey(predicted.split, predicted.scenario, predicted.agent, predicted.frame)
         has_truth = FramePaths(IMAGES, key).yaml.is_file()  # the linked data may be others
         print(f"newest prediction, {folder}: ", end="", flush=True)
-        chosen = parser.parse_args(["compare" if has_truth else "cloud", "--prediction", str(folder)])
-        if not has_truth:
-            return draw_alone(chosen, "cloud", predicted)
-    elif is_folder(IMAGES):
+        if has_truth:
+            return compare(VIZ.parse(["compare", "--prediction", str(folder)]))
+        return draw_alone(VIZ.parse(["cloud", "--prediction", str(folder)]), "cloud", predicted)
+    if is_folder(IMAGES):
         print(f"first frame of {IMAGES}: ", end="", flush=True)
-        chosen = parser.parse_args(["pose"])
-    else:
-        raise InputError(
-            f"nothing to draw: no run or prediction below {EXPERIMENTS} or {OUTPUTS}, and no data at {IMAGES}; "
-            "`./invoke link-data` links them, or give a command (see --help)"
-        )
-    return chosen.run(chosen)
+        return pose(VIZ.parse(["pose"]))
+    raise InputError(
+        f"nothing to draw: no run or prediction below {EXPERIMENTS} or {OUTPUTS}, and no data at {IMAGES}; "
+        "`./invoke link-data` links them, or give a command (see --help)"
+    )
 
 
 def _draw_run(args: argparse.Namespace, folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""What the commands of `viz` share: their options, which frame is meant, and where its picture goes."""
+"""Which frame a command of `viz` means, and where its picture goes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mapanything.cli.pictures import OUTPUTS
 from mapanything.errors import InputError
 from mapanything.files import write_atomic
 from mapanything.geometry.rigid import invert
@@ -24,62 +25,12 @@ from mapanything.opv2v.layout import (
     scan,
     scan_agent,
 )
-from mapanything.pictures.picture import HIDEABLE, Picture
+from mapanything.pictures.picture import Picture
 from mapanything.pictures.render import View, chase_view
 from mapanything.pictures.scenes import AgentFrame, read_timestamp
-from mapanything.pictures.viewpoints import STYLE, VIEWS
-from mapanything.tools.options import DEPTH, add_frame_options, add_option, file_name, length
+from mapanything.pictures.viewpoints import STYLE
 
 MIN_RANGE = 60.0  # metres
-OUTPUTS = Path("visualization_outputs")
-Parser = argparse.ArgumentParser
-
-
-def layers(text: str) -> tuple[str, ...]:
-    names = tuple(name for name in text.split(",") if name)
-    for name in names:
-        if name not in HIDEABLE:
-            raise argparse.ArgumentTypeError(f"'{name}' is no layer; there are {', '.join(HIDEABLE)}")
-    return names
-
-
-def frame_options(parser: Parser, frame: str = "timestamp, such as 000069") -> None:
-    """Which frame; `frame`: help text of --frame."""
-    group = add_frame_options(parser, "which frame", frame)
-    add_option(group, "--single", action="store_true", help="only the main agent, not the others of the timestamp")
-
-
-def output_option(parser: Parser) -> None:
-    add_option(parser, "--output", type=file_name(".png"), metavar="FILE.png", help=f"[{OUTPUTS}/DATE/...]")
-
-
-def prediction_option(parser: Parser) -> None:
-    add_option(parser, "--prediction", type=Path, metavar="DIR",
-               help="what `./invoke infer` wrote, or one scene's folder in it")  # fmt: skip
-
-
-def depth_option(parser: Parser) -> None:
-    add_option(parser, "--depth_root", type=Path, metavar="DIR",
-               help=f"depth maps [{DEPTH} where there is one, else the LiDAR]")  # fmt: skip
-
-
-def scene_options(parser: Parser, window: bool = True) -> None:
-    """How a 3D picture is drawn; `window`: whether it can be looked at in a window too."""
-    how = parser.add_argument_group("how")
-    add_option(how, "--max_range", type=length, metavar="M", help=f"metres shown to each side [{MIN_RANGE:g}, or all agents]")
-    add_option(how, "--camera_size", type=length, default=2.0, metavar="M", help="of the frusta [%(default)s]")
-    add_option(how, "--point_size", type=length, default=1.5, metavar="PX", help="[%(default)s]")
-    add_option(how, "--hide", type=layers, default=(), metavar="A,B", help=f"of {', '.join(HIDEABLE)}")
-    group = how.add_mutually_exclusive_group()
-    if window:
-        add_option(group, "--window", action="store_true", help="Open3D's window instead of a file; needs a display")
-    # What the group's scripts call it; pictures never need one.
-    add_option(group, "--no_gui", "--offscreen", action="store_true", help="no window; so it is anyway")
-
-
-def view_option(parser: Parser) -> None:
-    add_option(parser, "--view", choices=("sheet", *VIEWS), default="sheet",
-               help="one view only, or a sheet of them [%(default)s]")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)

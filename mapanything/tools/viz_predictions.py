@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mapanything.cli.data import DEPTH
 from mapanything.errors import InputError
 from mapanything.geometry.carla import cv_points, ue_points
 from mapanything.opv2v.depth import clean_depth, is_dense, lidar_depth, read_depth
@@ -35,7 +36,6 @@ from mapanything.pictures.sheets import RING_SIGN, RING_TEXT, Mark
 from mapanything.pictures.viewpoints import STYLE, named_view
 from mapanything.results.cloud_files import read_cloud
 from mapanything.results.read import PredictedScene, find_predictions, read_prediction
-from mapanything.tools.options import DEPTH
 from mapanything.tools.viz_options import (
     MIN_RANGE,
     default_range,

@@ -27,13 +27,12 @@ from mapanything.tools.viz_options import default_range, find_timestamp, output_
 from mapanything.tools.viz_predictions import find_prediction, predicted_frames
 from mapanything.tools.viz_scenes import frames_around, pose_png, read_scene, timestamp_picture
 
-KINDS = ("pose", "cloud", "boxes")
 Image3 = NDArray[np.uint8]
 
 
 def sequence(args: argparse.Namespace) -> int:
     predicted = predicted_frames(args) if args.prediction is not None else None
-    timestamp = find_timestamp(argparse.Namespace(**{**vars(args), "frame": None}))
+    timestamp = find_timestamp(argparse.Namespace(**(vars(args) | {"frame": None})))
     have = [frame for frame in timestamp.frames() if predicted is None or frame in predicted]
     where = timestamp.folders[0].path if predicted is None else args.prediction
     frames = chosen_frames(have, args.frame, where)[:: args.every]
@@ -45,7 +44,7 @@ def sequence(args: argparse.Namespace) -> int:
     if "paths" not in args.hide:
         around = frames_around(timestamp, frames)
         args.positions = around, read_positions(timestamp.folders, around)
-    name = f"sequence_{args.kind}_{key.split}_{key.scenario}_{key.agent}_{frames[0]}-{frames[-1]}"
+    name = f"sequence_{args.picture}_{key.split}_{key.scenario}_{key.agent}_{frames[0]}-{frames[-1]}"
     path = output_path(args, name, ".mp4")
     with open_sequence(path, args.fps) as add:
         for frame, image in zip(frames, _drawn(args, frames), strict=True):
@@ -84,11 +83,11 @@ def draw(args: argparse.Namespace, frame: str) -> Image3:
     args.frame = frame
     predicted = find_prediction(args) if args.prediction is not None else None
     timestamp = find_timestamp(args)
-    if args.kind == "pose":
+    if args.picture == "pose":
         scene, max_range = read_scene(args, timestamp)
         image = np.asarray(Image.open(io.BytesIO(pose_png(args, scene, max_range))).convert("RGB"))
     else:
-        picture = timestamp_picture(args, timestamp, args.kind, predicted).without(args.hide)
+        picture = timestamp_picture(args, timestamp, args.picture, predicted).without(args.hide)
         figure = (
             draw_sheet(picture, args.point_size) if args.view == "sheet" else draw_view(picture, args.view, args.point_size)
         )
@@ -102,7 +101,6 @@ def draw(args: argparse.Namespace, frame: str) -> Image3:
 def _drawn(args: argparse.Namespace, frames: list[str]) -> Iterator[Image3]:
     """The pictures in order, no more than a few at a time, however many processes draw them."""
     jobs = min(args.jobs, len(frames))
-    args = argparse.Namespace(**{name: value for name, value in vars(args).items() if name != "run"})  # no function travels
     if jobs == 1:
         yield from (draw(args, frame) for frame in frames)
         return
@@ -122,9 +120,3 @@ def _drawn(args: argparse.Namespace, frames: list[str]) -> Iterator[Image3]:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def sequence_path(text: str) -> Path:
-    if Path(text).suffix.lower() in ("", *SUFFIXES):
-        return Path(text)
-    raise argparse.ArgumentTypeError(f"'{text}' ends in neither .gif nor .mp4; without an ending it is a folder of PNGs")

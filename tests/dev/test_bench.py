@@ -163,11 +163,11 @@ def test_all_runs_every_suite_and_says_which_failed(
     assert capsys.readouterr().err == "train failed: ValueError: no such thing\n"
     assert written["failed"] == {"train": "ValueError: no such thing"}
     assert [(row["suite"], row["name"], row["rounds"]) for row in written["figures"]] == [
-        (name, name, bench.ROUNDS[name]) for name in ("data", "model", "results", "viz")
+        (name, name, bench.SUITES[name]) for name in ("data", "model", "results", "viz")
     ]
     monkeypatch.setattr(bench, "bench_train", lambda rounds: [{"name": "train"}])
     written = figures(monkeypatch, tmp_path, "all", "--rounds", "1")
-    assert {row["suite"] for row in written["figures"]} == set(bench.ROUNDS) and not written["failed"]
+    assert {row["suite"] for row in written["figures"]} == set(bench.SUITES) and not written["failed"]
     monkeypatch.setattr(bench, "bench_train", broken)
     with pytest.raises(ValueError, match="no such"):  # asked for alone, it fails as it is
         figures(monkeypatch, tmp_path, "train")

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-import tasks
 from dev import image
 from mapanything.errors import InputError
 
@@ -47,11 +46,6 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def call(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "dev.image", *arguments]
     return subprocess.run(command, cwd=REPOSITORY, env=os.environ | variables, capture_output=True, text=True)
-
-
-def test_task_takes_the_modules_options() -> None:
-    shown = call("--help").stdout
-    assert all(f"--{option}" in shown for option in tasks.image.help)
 
 
 def test_build_names_variant_revision_and_time(docker: Path) -> None:

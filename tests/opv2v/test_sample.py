@@ -379,7 +379,6 @@ def test_foreign_folders_are_refused(tmp_path: Path) -> None:
         ["--image-size", "0x600"],
         ["--lidar-points", "3"],
         ["--lidar-channels", "0"],
-        ["--jobs", "0"],
     ],
 )
 def test_bad_options_are_one_clear_line(tmp_path: Path, arguments: list[str]) -> None:

@@ -102,7 +102,7 @@ def test_advised_command_is_that_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     for way in WAYS:
         for strategy in ("ddp", "fsdp"):
             words = shlex.split(plan._command(way, strategy))
-            assert words[:4] == ["invoke", "train", "--stage", "3"] and set(words[4::2]) <= {"-o"}
+            assert words[:4] == ["./invoke", "train", "--stage", "3"] and set(words[4::2]) <= {"-o"}
             config = compose_config(["stage=stage3", *words[5::2]])
             again = shlex.split(plan._command(way, strategy, task=False))
             assert again[:3] == ["python", "-m", "mapanything.train.training"] and compose_config(again[3:]) == config

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mapanything.geometry.arrays import Float
 
-def rays(intrinsics: ArrayLike, height: int, width: int) -> NDArray[np.float64]:
+
+def rays(intrinsics: ArrayLike, height: int, width: int) -> Float:
     """Directions (H, W, 3) through the pixel centres with z = 1, camera frame; skew is ignored as the network does."""
     k = np.asarray(intrinsics, dtype=np.float64)
     out = np.ones((height, width, 3))
@@ -32,7 +34,7 @@ def unproject(depth: NDArray[np.floating], intrinsics: ArrayLike) -> NDArray[np.
     return rays(intrinsics, *depth.shape[-2:]).astype(depth.dtype) * depth[..., None]
 
 
-def crop_intrinsics(intrinsics: ArrayLike, left: float, top: float) -> NDArray[np.float64]:
+def crop_intrinsics(intrinsics: ArrayLike, left: float, top: float) -> Float:
     """The matrix after `left` columns and `top` rows were cut off."""
     k = np.array(intrinsics, dtype=np.float64)
     k[..., 0, 2] -= left
@@ -40,7 +42,7 @@ def crop_intrinsics(intrinsics: ArrayLike, left: float, top: float) -> NDArray[n
     return k
 
 
-def resize_intrinsics(intrinsics: ArrayLike, scale_x: float, scale_y: float) -> NDArray[np.float64]:
+def resize_intrinsics(intrinsics: ArrayLike, scale_x: float, scale_y: float) -> Float:
     """The matrix after a resize. Corners stay corners: a resize maps -0.5 to -0.5, hence the half-pixel shift."""
     k = np.array(intrinsics, dtype=np.float64)
     k[..., 0, :] *= scale_x

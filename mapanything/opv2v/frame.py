@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mapanything.errors import InputError
 from mapanything.geometry import carla
+from mapanything.geometry.arrays import Float
 from mapanything.geometry.rigid import invert
 from mapanything.opv2v.layout import NUM_CAMERAS
 from mapanything.opv2v.yaml_file import kind_of, read_yaml
 
-Float = NDArray[np.float64]
 MAX_SIDE = 16384  # pixels; a map for a camera that claims more would not fit into memory
 _QUOTED = re.compile(
     r"\s*[-+]?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})([eE][-+]?\d{1,3})?\s*", re.ASCII

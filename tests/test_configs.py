@@ -52,7 +52,7 @@ def test_stage_3_overrides_of_the_notes(generated_root, generated_depth):
         "dataset.num_views=10",
     )
     built = instantiate(config.dataset.train)
-    assert (built.coop_min_agents, built.min_views(0), built.num_views) == (1, 4, 10)
+    assert (built.coop.coop_min_agents, built.min_views(0), built.coop.num_views) == (1, 4, 10)
     for count in range(4, built.max_views(0) + 1):
         assert len(built[0, count]) == count
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 import torch
@@ -20,12 +20,46 @@ from torch import Tensor
 
 from mapanything.errors import InputError
 from mapanything.geometry import camera
+from mapanything.geometry.arrays import Float
 from mapanything.geometry.rigid import quat_from_matrix
-from mapanything.opv2v.depth import is_dense
+from mapanything.opv2v.depth import MAX_DEPTH, is_dense
 
 PATCH = 14
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # "dinov2" normalisation
 IMAGE_STD = (0.229, 0.224, 0.225)
+
+
+class Framed(TypedDict):
+    """An image and what is known of it, of the network's size (docs/network.md §7.1)."""
+
+    img: Tensor  # (3, H, W) float32, normalised
+    data_norm_type: str
+    camera_intrinsics: Tensor  # (3, 3)
+    camera_pose: Tensor  # (4, 4) world from camera
+    camera_pose_quats: Tensor  # (4,) xyzw
+    camera_pose_trans: Tensor  # (3,) metres
+    ray_directions_cam: Tensor  # (H, W, 3), unit
+    depth_along_ray: Tensor  # (H, W, 1) metres, 0 where unknown
+    pts3d_cam: Tensor  # (H, W, 3) metres; the camera's centre where unknown
+    pts3d: Tensor  # (H, W, 3), in the world
+    valid_mask: Tensor  # (H, W) bool: the depth is known
+    non_ambiguous_mask: Tensor  # (H, W) bool: a surface, no sky
+    mask_known: Tensor  # (H, W) bool: which of both it is is known
+    is_synthetic: bool | Tensor  # rendered: neighbours are a surface, and no label is wrong
+    true_shape: Tensor  # (2,) = (H, W)
+
+
+class View(Framed):
+    """One view of a sample, and who took it. In a batch all shapes begin with B, numbers are tensors, strings are lists."""
+
+    is_metric_scale: bool | Tensor
+    agent_id: int | Tensor  # role: 0 the main agent
+    agent: Any
+    camera: Any
+    instance: Any
+    label: Any
+    dataset: Any
+    idx: NotRequired[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +77,7 @@ class Framing:
     target: tuple[int, int]
 
     @classmethod
-    def cover(
-        cls, source: tuple[int, int], target: tuple[int, int], intrinsics: NDArray[np.float64], enlarge: int = 0
-    ) -> Framing:
+    def cover(cls, source: tuple[int, int], target: tuple[int, int], intrinsics: Float, enlarge: int = 0) -> Framing:
         """The framing for `target` (W, H); `enlarge` pixels more are covered and cropped away again (augmentation)."""
         (w, h), (width, height) = source, target
         scale = max((width + enlarge) / w, (height + enlarge) / h)
@@ -65,7 +97,7 @@ class Framing:
     def scale(self) -> tuple[float, float]:
         return self.resized[0] / self.source[0], self.resized[1] / self.source[1]
 
-    def intrinsics(self, k: NDArray[np.float64]) -> NDArray[np.float64]:
+    def intrinsics(self, k: Float) -> Float:
         """The camera matrix of the framed image, from the source's."""
         return camera.crop_intrinsics(camera.resize_intrinsics(k, *self.scale), self.left, self.top)
 
@@ -97,7 +129,7 @@ class Framing:
         inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
         known, pixel = known[inside], v[inside] * width + u[inside]
         flat = out.reshape(-1)
-        hole = flat[pixel] == 0
+        hole = (flat[pixel] == 0) | (flat[pixel] >= MAX_DEPTH)  # sky, where a map says it, gives way to a surface
         known, pixel = known[hole], pixel[hole]
         z = depth.reshape(-1)[known]
         order = np.argsort(-z, kind="stable")  # the last write to a pixel wins: the nearest z
@@ -128,29 +160,26 @@ def _unit_rays(key: tuple[float, ...], height: int, width: int) -> tuple[Tensor,
 def make_view(
     image: NDArray[np.uint8],
     depth: NDArray[np.float32] | None,
-    intrinsics: NDArray[np.float64],
-    world_from_camera: NDArray[np.float64],
+    intrinsics: Float,
+    world_from_camera: Float,
     target: tuple[int, int],
     augment: Augmentation | None = None,
     rng: np.random.Generator | None = None,
     mask_reach: float | None = None,
-) -> dict[str, Any]:
+    rendered: bool | None = None,
+) -> Framed:
     """One view with the entries of docs/network.md §7.1.
 
     Args:
         image: (h, w, 3) uint8 RGB.
-        depth: (h, w) float32 z-depth in metres, 0 = unknown; None: nothing is known.
+        depth: (h, w) float32 z-depth in metres, 0 = unknown, `MAX_DEPTH` = sky; None: nothing is known.
         intrinsics: (3, 3) of the image as given, pixel centres at integer coordinates.
         world_from_camera: (4, 4), OpenCV.
         target: (W, H).
         augment: random changes, drawn from `rng`.
-        mask_reach: of depth from a LiDAR, pixels farther than this part of the width from any known one are ambiguous; None:
-            none is.
-
-    Returns:
-        img (3, H, W) float32 normalised; camera_intrinsics (3, 3); camera_pose (4, 4), camera_pose_quats (4,) xyzw,
-        camera_pose_trans (3,); ray_directions_cam (H, W, 3); depth_along_ray (H, W, 1); pts3d and pts3d_cam (H, W, 3), the
-        camera's centre where depth is unknown; valid_mask and non_ambiguous_mask (H, W) bool; true_shape (2,) = (H, W).
+        mask_reach: of depth that was not rendered, pixels farther than this part of the width from any known one count as sky
+            and all others as surface; None: only what the map knows counts.
+        rendered: what the map does not know is sky, and what it knows is exact; None: as the map looks.
     """
     size = (image.shape[1], image.shape[0])
     if depth is not None and depth.shape != image.shape[:2]:
@@ -164,12 +193,16 @@ def make_view(
     height, width = target[1], target[0]
     unit, norm = _unit_rays(tuple(k.ravel().tolist()), height, width)
     z = torch.from_numpy(framing.depth(depth)) if depth is not None else torch.zeros(height, width)
+    sky = z >= MAX_DEPTH
+    z = z.masked_fill(sky, 0)
     valid = z > 0
     along_ray = z[..., None] * norm
     points = unit * along_ray
     pose = torch.from_numpy(world_from_camera).float()
-    # Asked of the map as it is stored: made small, the lines of a LiDAR touch each other.
-    dense = depth is not None and is_dense(depth)
+    if rendered is None or depth is None:
+        # Asked of the map as it is stored: made small, the lines of a LiDAR touch each other.
+        rendered = depth is not None and is_dense(depth)
+    surface, known = _mask_target(valid, sky, rendered, mask_reach)
     return {
         "img": normalise(pixels),
         "data_norm_type": "dinov2",
@@ -180,21 +213,27 @@ def make_view(
         "ray_directions_cam": unit.clone(),
         "depth_along_ray": along_ray,
         "pts3d_cam": points,
-        "pts3d": _in_world(points, pose, None if dense else valid),
+        "pts3d": _in_world(points, pose, None if rendered else valid),
         "valid_mask": valid,
-        "non_ambiguous_mask": _unambiguous(valid, dense, mask_reach),
+        "non_ambiguous_mask": surface,
+        "mask_known": known,
+        "is_synthetic": rendered,
         "true_shape": torch.tensor([height, width]),
     }
 
 
-def _unambiguous(valid: Tensor, dense: bool, reach: float | None) -> Tensor:
-    """Where a dense map knows no depth there is sky; where a sparse one knows none there is just no laser point (H, W)."""
-    if dense:
-        return valid.clone()
+def _mask_target(valid: Tensor, sky: Tensor, rendered: bool, reach: float | None) -> tuple[Tensor, Tensor]:
+    """Where a surface is, and where that is known, (H, W) bool each.
+
+    Where a rendered map knows no depth there is sky; where a LiDAR's knows none there is just no laser point.
+    """
+    if rendered:
+        return valid.clone(), torch.ones_like(valid)
     if reach is None:
-        return torch.ones_like(valid)
+        return valid.clone(), valid | sky
     pixels = math.ceil(reach * valid.shape[1])
-    return F.max_pool2d(valid[None, None].float(), 2 * pixels + 1, stride=1, padding=pixels)[0, 0] > 0
+    near = F.max_pool2d(valid[None, None].float(), 2 * pixels + 1, stride=1, padding=pixels)[0, 0] > 0
+    return near & ~sky, torch.ones_like(valid)
 
 
 def _in_world(points: Tensor, pose: Tensor, valid: Tensor | None) -> Tensor:
@@ -254,7 +293,7 @@ class Augmentation:
         return _blur(pixels, sigma) if blur else pixels
 
     @staticmethod
-    def _matrix(factors: NDArray, turn: float, order: NDArray, mean: float) -> NDArray[np.float64]:
+    def _matrix(factors: NDArray, turn: float, order: NDArray, mean: float) -> Float:
         """The four changes as one affine map (3, 4) of RGB in 0..255; `mean` is the image's mean luma."""
         total = np.eye(4)
         to_grey = np.tile(_LUMA, (3, 1))
@@ -292,7 +331,7 @@ def _blur(pixels: Tensor, sigma: float) -> Tensor:
     return F.conv2d(F.conv2d(padded, kernel, groups=3), kernel.transpose(2, 3), groups=3)[0]
 
 
-def collate(samples: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+def collate(samples: Sequence[Sequence[View]]) -> list[View]:
     """Samples (each a list of V views) -> a batch: V views whose tensors have a batch axis in front, strings in lists.
 
     Raises:
@@ -300,10 +339,8 @@ def collate(samples: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]
     """
     if len({len(sample) for sample in samples}) != 1:
         raise ValueError(f"samples of one batch have {sorted({len(s) for s in samples})} views; a batch has one number")
-    batch = []
-    for views in zip(*samples, strict=True):
-        batch.append({key: _stack([view[key] for view in views]) for key in views[0]})
-    return batch
+    batches = ({key: _stack([view[key] for view in views]) for key in views[0]} for views in zip(*samples, strict=True))
+    return [cast(View, batch) for batch in batches]
 
 
 def _stack(values: list[Any]) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mapanything.datasets.views import check_resolution, make_view
+from mapanything.datasets.views import View, check_resolution, make_view
 from mapanything.errors import InputError
 from mapanything.geometry.rigid import invert
 from mapanything.opv2v.depth import clean_depth, read_depth
@@ -86,7 +86,7 @@ class Scene:
     """
 
     key: SceneKey
-    views: list[dict[str, Any]]
+    views: list[View]
     world_from_lidar: NDArray[np.float64]
     lidar_from_camera: NDArray[np.float64]
     lidar_path: Path
@@ -221,7 +221,8 @@ def load_scene(
     frames = {agent: read_frame(FramePaths(root, key.of(agent)).yaml) for agent in key.agents}
     world_from_lidar = frames[key.main_agent].world_from_lidar
     lidar_from_world = invert(world_from_lidar)
-    views, poses = [], []
+    views: list[View] = []
+    poses = []
     for agent, k in key.views:
         paths, frame = FramePaths(root, key.of(agent)), frames[agent]
         camera = next((camera for camera in frame.cameras if camera.index == k), None)
@@ -229,17 +230,16 @@ def load_scene(
             raise InputError(f"{paths.yaml}: camera{k} is missing, but its image is there; restore the file")
         image = read_image(paths.image(k))
         pose = lidar_from_world @ camera.world_from_camera
-        view = make_view(image, _depth(depth, key.of(agent), k, image, need_depth), camera.cv_intrinsics, pose, resolution)
+        known = _depth(depth, key.of(agent), k, image, need_depth)
         poses.append(pose)
         views.append(
-            view
-            | {
+            {
+                **make_view(image, known, camera.cv_intrinsics, pose, resolution),
                 "agent": agent,
                 "camera": f"camera{k}",
                 "instance": f"{agent}_{key.frame}_camera{k}",
                 "dataset": "OPV2V",
                 "is_metric_scale": True,
-                "is_synthetic": True,
                 "agent_id": key.agents.index(agent),
                 "label": str(key),
             }

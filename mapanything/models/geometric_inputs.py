@@ -6,7 +6,7 @@ to see: all draws are made on the device, so nothing waits for it. Absent inputs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,7 @@ class Gathered:
     views: tuple[int, ...]
 
 
-def gather(views: Sequence[dict[str, Any]], key: str) -> Gathered | None:
+def gather(views: Sequence[Mapping[str, Any]], key: str) -> Gathered | None:
     """The input `key` of all views that hold it, in float32; None where none does."""
     numbers = tuple(i for i, view in enumerate(views) if view.get(key) is not None)
     if not numbers:
@@ -79,7 +79,7 @@ def gather(views: Sequence[dict[str, Any]], key: str) -> Gathered | None:
     return Gathered(torch.stack([views[i][key] for i in numbers], 1).float(), numbers)
 
 
-def metric_flags(views: Sequence[dict[str, Any]], batch: int, device: torch.device) -> Tensor:
+def metric_flags(views: Sequence[Mapping[str, Any]], batch: int, device: torch.device) -> Tensor:
     """(B, V) bool: is the scale of a view's depth and pose in metres? A missing flag means no; a bool counts for the batch."""
     flags = []
     for view in views:
@@ -205,7 +205,7 @@ class GeometricFeatures(nn.Module):
         self.cam_trans_encoder = GlobalEncoder(3, config.global_dims, dim)
         self.cam_trans_scale_encoder = GlobalEncoder(1, config.global_dims, dim)
 
-    def geometric_features(self, views: Sequence[dict[str, Any]], config: GeometricInputsConfig) -> list[Tensor]:
+    def geometric_features(self, views: Sequence[Mapping[str, Any]], config: GeometricInputsConfig) -> list[Tensor]:
         """Features of rays, depths and poses, to be added to those of the patches: tensors that broadcast to (B, V, N, C)."""
         batch, num_views, device = views[0]["img"].shape[0], len(views), views[0]["img"].device
         rays, depth = gather(views, "ray_directions_cam"), gather(views, "depth_along_ray")

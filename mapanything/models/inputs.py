@@ -6,7 +6,7 @@ Every complaint is one line that names the view and the key. What `infer` accept
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ def _shape(x: Any) -> str:
     return str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__
 
 
-def stack_images(views: Sequence[dict[str, Any]]) -> Tensor:
+def stack_images(views: Sequence[Mapping[str, Any]]) -> Tensor:
     """The images of all views, (B, V, 3, H, W).
 
     Raises:
@@ -62,7 +62,7 @@ def stack_images(views: Sequence[dict[str, Any]]) -> Tensor:
     return torch.stack([view["img"] for view in views], 1)
 
 
-def check_views(views: Sequence[dict[str, Any]]) -> None:
+def check_views(views: Sequence[Mapping[str, Any]]) -> None:
     """Refuses what `infer` cannot take (docs/network.md §6.1): unknown keys, wrong shapes, contradictions, NaN, infinity."""
     stack_images(views[:1] if isinstance(views, Sequence) else views)  # view 0 first: the others are compared with it
     batch, _, height, width = views[0]["img"].shape
@@ -113,7 +113,7 @@ def _check_flag(number: int, flag: Any, batch: int) -> None:
         raise _bad(number, "is_metric_scale", f"{_shape(flag)}; give True, False or a bool tensor {(batch,)}")
 
 
-def _check_numbers(views: Sequence[dict[str, Any]]) -> None:
+def _check_numbers(views: Sequence[Mapping[str, Any]]) -> None:
     """NaN and infinity anywhere, depths below 0, quaternions of length 0. One look at the device for all of them."""
     checks: list[tuple[int, str, str, Tensor]] = []
     for number, view in enumerate(views):
@@ -150,7 +150,7 @@ def rays_from_intrinsics(intrinsics: Tensor, height: int, width: int) -> Tensor:
     return rays / rays.norm(dim=-1, keepdim=True)
 
 
-def prepare(views: Sequence[dict[str, Any]], device: torch.device) -> list[dict[str, Any]]:
+def prepare(views: Sequence[Mapping[str, Any]], device: torch.device) -> list[dict[str, Any]]:
     """`infer`'s views -> the network's (docs/network.md §6.2), on `device`, in float32; images keep their dtype."""
     prepared = []
     for view in views:

@@ -73,7 +73,7 @@ class MapAnything(GeometricFeatures):
         """Writes a folder that `from_pretrained` and upstream can read; see weights.save_pretrained."""
         weights.save_pretrained(self, Path(folder))
 
-    def forward(self, views: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    def forward(self, views: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Per-view outputs for per-view inputs (docs/network.md §1.1, §5); geometric ones as the config's nine numbers say.
 
         Args:
@@ -90,7 +90,7 @@ class MapAnything(GeometricFeatures):
         return self.stacked(views).views()
 
     def stacked(
-        self, views: Sequence[dict[str, Any]], rows_at_once: int | None = None, config: ModelConfig | None = None
+        self, views: Sequence[Mapping[str, Any]], rows_at_once: int | None = None, config: ModelConfig | None = None
     ) -> Outputs:
         """As `forward`, with the views stacked.
 
@@ -132,7 +132,9 @@ class MapAnything(GeometricFeatures):
         dense = [run(lambda *x: self.dense_head(x), *part, checkpointing=checkpointing) for part in parts]
         return dense[0] if len(dense) == 1 else torch.cat(dense)
 
-    def infer(self, views: Sequence[dict[str, Any]], *, keep_unmasked: bool = False, **options: Any) -> list[dict[str, Any]]:
+    def infer(
+        self, views: Sequence[Mapping[str, Any]], *, keep_unmasked: bool = False, **options: Any
+    ) -> list[dict[str, Any]]:
         """As upstream's: per-view dictionaries, masked; see `predict` for the arguments.
 
         Args:
@@ -143,7 +145,7 @@ class MapAnything(GeometricFeatures):
     @torch.inference_mode()
     def predict(
         self,
-        views: Sequence[dict[str, Any]],
+        views: Sequence[Mapping[str, Any]],
         memory_efficient_inference: bool = True,
         minibatch_size: int | None = None,
         use_amp: bool = True,
@@ -205,7 +207,7 @@ class MapAnything(GeometricFeatures):
             prediction = self._aligned(prediction, prepared)
         return prediction
 
-    def _rows_at_once(self, views: Sequence[dict[str, Any]], minibatch_size: int | None) -> int:
+    def _rows_at_once(self, views: Sequence[Mapping[str, Any]], minibatch_size: int | None) -> int:
         batch, _, height, width = views[0]["img"].shape
         if minibatch_size is not None:
             return minibatch_size

@@ -7,7 +7,7 @@ old checkpoint gives its old output bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ def shuffled(roles: Tensor, num_roles: int) -> Tensor:
     return torch.where(known, table.gather(1, roles.clamp(0, num_roles - 1)), roles)
 
 
-def gather_roles(views: Sequence[dict[str, Any]], num_roles: int, device: torch.device) -> Tensor | None:
+def gather_roles(views: Sequence[Mapping[str, Any]], num_roles: int, device: torch.device) -> Tensor | None:
     """`agent_id` of all views as (B, V), None where no view has one. Views without one count as the main agent's."""
     if all(view.get("agent_id") is None for view in views):
         return None

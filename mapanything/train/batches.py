@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mapanything.datasets.opv2v import OPV2VScenes
 from mapanything.datasets.sampler import Batch, BudgetSampler
-from mapanything.datasets.views import collate
+from mapanything.datasets.scenes import OPV2VScenes
+from mapanything.datasets.views import View, collate
 from mapanything.errors import InputError
 from mapanything.train.packed import Packed, pack
 
 log = logging.getLogger(__name__)
 
-Views = list[dict[str, Any]]
+Views = list[View]
 LOOK_S = 5  # how often training that waits for a batch looks whether it is to stop
 
 
@@ -43,8 +43,12 @@ class _Guarded(Dataset):
 
 
 def _collate(samples: list[Views | InputError]) -> Views | InputError:
-    error = next((sample for sample in samples if isinstance(sample, InputError)), None)
-    return error if error is not None else collate(samples)  # type: ignore[arg-type]
+    views: list[Views] = []
+    for sample in samples:
+        if isinstance(sample, InputError):
+            return sample
+        views.append(sample)
+    return collate(views)
 
 
 def _pack(samples: list[Views | InputError]) -> Packed | InputError:
@@ -180,6 +184,7 @@ def fingerprint(scenes: OPV2VScenes) -> dict[str, Any]:
     return {
         "root": str(scenes.root),
         "depth_root": str(scenes.depth.root) if scenes.depth is not None else None,
+        "depth": scenes.depth_kind.to_dict() if scenes.depth_kind is not None else None,
         "scenes": len(scenes),
         "scenes_sha256": digest.hexdigest(),
     }

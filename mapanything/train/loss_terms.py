@@ -271,11 +271,14 @@ def _neighbours(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class AmbiguityMask:
-    """Binary cross entropy of the mask that leaves out sky and the like, every pixel."""
+    """Binary cross entropy of the mask that leaves out sky and the like, where the truth knows which it is."""
 
     weight: float = 1.0
 
     def __call__(self, scene: Scene) -> Tensor:
         logits = scene.prediction["non_ambiguous_mask_logits"]
         target = scene.batch["non_ambiguous_mask"].to(logits.dtype)
-        return self.weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((0, 2, 3))
+        loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        # Of a data set that does not say (upstream's, parity files), all pixels count.
+        known = scene.batch["mask_known"] if "mask_known" in scene.batch else torch.ones_like(target, dtype=torch.bool)
+        return self.weight * masked_mean(loss, known)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from mapanything.datasets.views import View
 from mapanything.models.mapanything import MapAnything
 from mapanything.models.outputs import Outputs
 from mapanything.train.losses import Loss, LossOutput
@@ -27,7 +29,7 @@ class Objective(nn.Module):
         self.amp = amp
         self._teacher = (teacher,)
 
-    def forward(self, views: list[dict[str, Any]], criterion: str = "train") -> tuple[Tensor, dict[str, Tensor], Outputs]:
+    def forward(self, views: Sequence[View], criterion: str = "train") -> tuple[Tensor, dict[str, Tensor], Outputs]:
         """Loss of a batch of V views (see `per_view`), its detached terms in the same unit, and what was predicted."""
         loss_of: Loss = self.criteria[f"for_{criterion}"]  # type: ignore[assignment]
         (teacher,), target = self._teacher, None
@@ -56,9 +58,10 @@ def as_prediction(outputs: Outputs) -> dict[str, Tensor]:
     return prediction
 
 
-def to_device(views: list[dict[str, Any]], device: torch.device) -> list[dict[str, Any]]:
+def to_device(views: Sequence[View], device: torch.device) -> list[View]:
     """Tensors on the device; copies from pinned memory run beside computing."""
-    return [
-        {key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in view.items()}
-        for view in views
-    ]
+
+    def moved(value: object) -> object:
+        return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+    return [cast(View, {key: moved(value) for key, value in view.items()}) for view in views]

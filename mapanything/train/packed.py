@@ -8,10 +8,12 @@ limit of open files.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+
+from mapanything.datasets.views import View
 
 _ALIGNMENT = 64  # bytes; no dtype needs more, and no two tensors share a cache line
 
@@ -40,12 +42,13 @@ class Packed:
         """Called by torch's loader."""
         return Packed(self.content.pin_memory(), self.views)
 
-    def unpack(self) -> list[dict[str, Any]]:
+    def unpack(self) -> list[View]:
         """The views, without a copy: `content` lives as long as any of their tensors."""
-        return [{k: v.of(self.content) if isinstance(v, _Place) else v for k, v in view.items()} for view in self.views]
+        filled = ({k: v.of(self.content) if isinstance(v, _Place) else v for k, v in view.items()} for view in self.views)
+        return [cast(View, view) for view in filled]
 
 
-def pack(views: list[dict[str, Any]]) -> Packed:
+def pack(views: list[View]) -> Packed:
     """A batch of `datasets.views.collate` in shared memory."""
     size = 0
     places: list[dict[str, Any]] = []

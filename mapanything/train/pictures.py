@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mapanything.datasets.views import IMAGE_MEAN, IMAGE_STD
+from mapanything.datasets.views import IMAGE_MEAN, IMAGE_STD, View
 from mapanything.models.outputs import Outputs
 
 WIDTH = 160  # of a view, in pixels
@@ -22,7 +24,7 @@ _TURBO = np.array(
 )
 
 
-def draw(views: list[dict], outputs: Outputs, sample: int = 0, max_views: int = 10) -> NDArray[np.uint8]:
+def draw(views: Sequence[View], outputs: Outputs, sample: int = 0, max_views: int = 10) -> NDArray[np.uint8]:
     """One sample of a batch as a picture (H, W, 3): a column per view of image, true depth, predicted depth; then from above.
 
     Depths share one colour scale per sample, logarithmic, from the true ones; unknown depth is black.
@@ -72,7 +74,7 @@ def _small(pixels: Tensor) -> NDArray[np.uint8]:
     return small.permute(1, 2, 0).round().byte().cpu().numpy()
 
 
-def _in_view0(views: list[dict], v: int, sample: int) -> Tensor:
+def _in_view0(views: Sequence[View], v: int, sample: int) -> Tensor:
     """The true points of a view in the frame of view 0, which is the network's world."""
     pose = torch.linalg.inv(views[0]["camera_pose"][sample].double())
     points = views[v]["pts3d"][sample][views[v]["valid_mask"][sample]].double()

@@ -13,11 +13,14 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from mapanything.datasets.opv2v import OPV2VCoopDataset, OPV2VDataset
+from mapanything.datasets.opv2v import CoopOptions, OPV2VCoopDataset, OPV2VDataset, SceneOptions
 from mapanything.datasets.views import collate
 from mapanything.errors import InputError
 from mapanything.geometry import camera, carla
 from mapanything.geometry.rigid import invert, transform
+from mapanything.opv2v import depth_root
+from mapanything.opv2v.depth import write_depth_npy
+from mapanything.opv2v.depth_root import DepthRoot
 from mapanything.opv2v.frame import read_frame
 from mapanything.opv2v.pcd import read_pcd
 
@@ -281,3 +284,44 @@ def test_real_frame_loads_with_depth_made_from_its_clouds(real_root, tmp_path):
     assert all(0.01 < v["valid_mask"].float().mean() < 0.12 for v in views)
     # 43 to 48 m apart, on one street
     assert 40 < float(views[4]["camera_pose_trans"].norm()) < 50 and abs(views[4]["camera_pose_trans"][1]) < 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "synthetic"),
+    [
+        (None, True),
+        (DepthRoot("rendered", "ray casting"), True),
+        (DepthRoot("lidar", "visible"), False),
+        (DepthRoot("opv2v-h", "8 bit"), False),
+    ],
+)
+def test_a_label_is_believed_for_what_its_root_says(generated_root, generated_depth, tmp_path, kind, synthetic):
+    """Only what was rendered has exact neighbours, and sky where nothing is known."""
+    depth = Path(shutil.copytree(generated_depth, tmp_path / "depth"))
+    (depth / "depth.json").unlink()
+    if kind is not None:
+        depth_root.write(depth, kind)
+    views = OPV2VDataset(generated_root, depth, **SMALL)[0]
+    for view, known in zip(views, OPV2VDataset(generated_root, generated_depth, **SMALL)[0], strict=True):
+        assert view["is_synthetic"] is synthetic and torch.equal(view["pts3d_cam"], known["pts3d_cam"])
+        assert torch.equal(view["non_ambiguous_mask"], known["valid_mask"])
+        assert torch.equal(view["mask_known"], torch.ones_like(known["valid_mask"]) if synthetic else known["valid_mask"])
+
+
+def test_maps_that_contradict_their_root_are_refused(generated_root, tmp_path):
+    for path in generated_root.glob("train/*/*/*_camera0.png"):
+        lines = np.zeros((44, 80), np.float32)
+        lines[20::5, ::2] = 9
+        write_depth_npy(tmp_path / path.relative_to(generated_root).with_name(f"{path.stem}_depth.npy"), lines)
+    depth_root.write(tmp_path, DepthRoot("rendered", "ray casting"))
+    with pytest.raises(InputError, match=r"depth\.json says rendered maps .* a LiDAR's"):
+        OPV2VDataset(generated_root, tmp_path, num_views=1, **SMALL)
+
+
+def test_options_are_frozen_and_checked_without_data():
+    assert CoopOptions(num_views=10, coop_max_num_views=None, coop_min_num_views=4).min_views == 4
+    assert SceneOptions().min_views == 4 and SceneOptions(allow_variable_view_count=True).min_views == 1
+    with pytest.raises(InputError, match="multiples of 14"):
+        SceneOptions(resolution=(500, 392))
+    with pytest.raises(AttributeError):
+        SceneOptions().seed = 1

@@ -21,6 +21,7 @@ from mapanything.datasets.views import (
 from mapanything.errors import InputError
 from mapanything.geometry import camera
 from mapanything.geometry.rigid import matrix_from_quat
+from mapanything.opv2v.depth import MAX_DEPTH
 
 K = np.array([[335.639852470912, 0, 399.5], [0, 335.639852470912, 299.5], [0, 0, 1]])
 SIZES = [(518, 392), (448, 252), (518, 518), (252, 448), (1036, 784), (14, 14)]
@@ -145,16 +146,44 @@ def test_image_is_normalised():
     assert torch.allclose(v["img"], expected[:, None, None].expand(3, 42, 56), atol=1e-5)
 
 
-def test_what_is_unknown_is_ambiguous_only_in_a_dense_map():
+def points(where: tuple[int, int] = (30, 40)) -> np.ndarray:
     sparse = np.zeros((60, 80), dtype=np.float32)
-    sparse[30, 40] = 5
-    assert not view(depth=sparse * 0)["valid_mask"].any() and view(depth=sparse * 0)["non_ambiguous_mask"].all()
-    assert view(depth=sparse)["non_ambiguous_mask"].all() and view(depth=sparse)["valid_mask"].sum() == 1
+    sparse[where] = 5
+    return sparse
+
+
+def surface() -> np.ndarray:
     dense = np.full((60, 80), 9.0, dtype=np.float32)
     dense[:20] = 0
-    v = view(depth=dense)
-    assert torch.equal(v["non_ambiguous_mask"], v["valid_mask"]) and not v["valid_mask"].all()
-    assert not view(depth=None)["valid_mask"].any()
+    return dense
+
+
+def test_what_a_rendered_map_does_not_know_is_sky():
+    for v in (view(depth=surface()), view(depth=surface(), rendered=True), view(depth=surface(), mask_reach=0.05)):
+        assert torch.equal(v["non_ambiguous_mask"], v["valid_mask"]) and not v["valid_mask"].all()
+        assert v["mask_known"].all() and v["is_synthetic"] is True
+    sky = view(depth=surface() * 0, rendered=True)
+    assert not sky["non_ambiguous_mask"].any() and sky["mask_known"].all()
+
+
+def test_a_lidar_teaches_a_surface_at_its_labels_and_nothing_elsewhere():
+    for v in (view(depth=points()), view(depth=points(), rendered=False), view(depth=surface(), rendered=False)):
+        assert torch.equal(v["mask_known"], v["valid_mask"]) and torch.equal(v["non_ambiguous_mask"], v["valid_mask"])
+        assert v["valid_mask"].any() and v["is_synthetic"] is False
+    for v in (view(depth=points() * 0), view(depth=None), view(depth=None, rendered=True)):
+        assert not v["mask_known"].any() and not v["valid_mask"].any()
+
+
+def test_sky_that_a_lidar_map_says_is_taught_as_sky_and_is_no_depth():
+    depth = points()
+    depth[10, 20:60] = MAX_DEPTH
+    v = view(depth=depth, rendered=False)
+    sky = v["mask_known"] & ~v["non_ambiguous_mask"]
+    assert sky.sum() >= 25 and torch.equal(v["mask_known"], v["valid_mask"] | sky)
+    assert not (v["valid_mask"] & sky).any() and v["depth_along_ray"].max() < 10
+    depth[10, 20:60:2] = 5  # in a smaller pixel a surface beside sky is the surface
+    crowded = view(depth=depth, rendered=False, target=(28, 14))
+    assert not (crowded["mask_known"] & ~crowded["non_ambiguous_mask"]).any()
 
 
 def test_lines_of_a_lidar_are_no_dense_map_in_small_images():
@@ -162,22 +191,16 @@ def test_lines_of_a_lidar_are_no_dense_map_in_small_images():
     lines = np.zeros((600, 800), dtype=np.float32)
     lines[300::8] = 9
     small = view(image=np.zeros((600, 800, 3), dtype=np.uint8), depth=lines, intrinsics=K, target=(84, 56))
-    assert small["valid_mask"].float().mean() > 0.25 and small["non_ambiguous_mask"].all()
+    assert small["valid_mask"].float().mean() > 0.25 and not small["mask_known"].all() and not small["is_synthetic"]
 
 
 def test_what_a_lidar_does_not_reach_may_count_as_sky():
-    sparse = np.zeros((60, 80), dtype=np.float32)
-    sparse[30, 40] = 5
-    known = view(depth=sparse)["valid_mask"].nonzero()[0]
+    known = view(depth=points())["valid_mask"].nonzero()[0]
     for reach, pixels in ((0.0, 0), (0.05, 3), (1.0, 56)):
-        mask = view(depth=sparse, mask_reach=reach)["non_ambiguous_mask"]
+        v = view(depth=points(), mask_reach=reach)
         distance = (torch.stack(torch.meshgrid(torch.arange(42), torch.arange(56), indexing="ij"), -1) - known).abs().amax(-1)
-        assert torch.equal(mask, distance <= pixels)
-    assert not view(depth=sparse * 0, mask_reach=0.05)["non_ambiguous_mask"].any()
-    dense = np.full((60, 80), 9.0, dtype=np.float32)
-    dense[:20] = 0
-    v = view(depth=dense, mask_reach=0.05)
-    assert torch.equal(v["non_ambiguous_mask"], v["valid_mask"])
+        assert torch.equal(v["non_ambiguous_mask"], distance <= pixels) and v["mask_known"].all()
+    assert not view(depth=points() * 0, mask_reach=0.05)["non_ambiguous_mask"].any()
 
 
 def test_views_share_no_memory():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from hypothesis import Phase, given, settings
@@ -18,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mapanything.errors import InputError
 from mapanything.train.loss_parity import check_file, load_loss
-from mapanything.train.loss_terms import trimmed_mean
+from mapanything.train.loss_terms import AmbiguityMask, trimmed_mean
 from mapanything.train.losses import Loss, SparseNotice
 from tests.helpers.loss_inputs import gradients, leaves, random_scene
 from tests.helpers.reference_losses import CRITERIA, reference_loss
@@ -188,6 +189,32 @@ def test_truth_costs_nothing():
     assert float(terms["normal"]) == pytest.approx(floor, rel=1e-6)
     rest = {name: float(value) for name, value in terms.items() if name not in ("normal", "mask") and "usable" not in name}
     assert max(rest.values()) < 1e-6, rest
+
+
+def test_the_mask_learns_where_its_target_is_known():
+    """All known: bit-equal to a batch that does not say. None: no part of the loss. Else the mean over what is known."""
+    batch, preds = random_scene(3, 2)
+    loss = Loss({"mask": AmbiguityMask(0.3)})
+
+    def value(known: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        ours = leaves(preds)
+        views = batch if known is None else [view | {"mask_known": known} for view in batch]
+        total = loss(views, ours).total
+        total.backward()
+        return total, ours[0]["non_ambiguous_mask_logits"].grad
+
+    everywhere = torch.ones_like(batch[0]["valid_mask"])
+    assert all(torch.equal(a, b) for a, b in zip(value(None), value(everywhere), strict=True))
+    half = everywhere.clone()
+    half[..., ::2] = False
+    total, gradient = value(half)
+    expected = [
+        F.binary_cross_entropy_with_logits(p["non_ambiguous_mask_logits"][half], b["non_ambiguous_mask"][half].double())
+        for p, b in zip(preds, batch, strict=True)
+    ]
+    assert torch.isclose(total, 0.3 * sum(expected)) and (gradient[~half] == 0).all() and gradient[half].all()
+    total, gradient = value(~everywhere)
+    assert total == 0 and (gradient == 0).all()
 
 
 def test_trimmed_mean_keeps_the_smallest():

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from mapanything.datasets.views import Augmentation, Framed, View, check_resolution, make_view
 from mapanything.errors import InputError
-from mapanything.geometry.arrays import Float
+from mapanything.geometry.types import Float
 from mapanything.opv2v import depth_root as depth_roots
 from mapanything.opv2v.depth import clean_depth, read_depth
 from mapanything.opv2v.exclude import read_exclude

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from mapanything.errors import InputError
 from mapanything.geometry import camera
-from mapanything.geometry.arrays import Float
 from mapanything.geometry.rigid import quat_from_matrix
+from mapanything.geometry.types import Float
 from mapanything.opv2v.depth import MAX_DEPTH, is_dense
 
 PATCH = 14

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mapanything.geometry.arrays import Float
+from mapanything.geometry.types import Float
 
 
 def rays(intrinsics: ArrayLike, height: int, width: int) -> Float:

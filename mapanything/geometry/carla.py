@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mapanything.geometry.arrays import Float
+from mapanything.geometry.types import Float
 
 # (x, y, z) of Unreal -> (y, -z, x) of OpenCV. Determinant -1: it changes the handedness.
 CV_FROM_UE: Float = np.array([[0, 1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=np.float64)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mapanything.geometry.arrays import Float
+from mapanything.geometry.types import Float
 
 MORTON_STEPS = (1 << 10) - 1  # 10 bits per axis make a 32-bit code
 PROBES = 1000  # points that say where most of them are

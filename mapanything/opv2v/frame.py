@@ -17,8 +17,8 @@ import numpy as np
 
 from mapanything.errors import InputError
 from mapanything.geometry import carla
-from mapanything.geometry.arrays import Float
 from mapanything.geometry.rigid import invert
+from mapanything.geometry.types import Float
 from mapanything.opv2v.layout import NUM_CAMERAS
 from mapanything.opv2v.yaml_file import kind_of, read_yaml
 

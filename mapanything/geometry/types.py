@@ -1,4 +1,4 @@
-"""Names of array types that every room uses."""
+"""Names of types that every room uses."""
 
 from __future__ import annotations
 

@@ -49,6 +49,9 @@ def run_command(main: Callable[[], int | None]) -> None:
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no text, terminals no UTF-8
+    # What a notebook's or another program's Matplotlib was told is not meant for ours: it has one look and needs no window.
+    os.environ.pop("MPLBACKEND", None)
+    os.environ["MATPLOTLIBRC"] = os.devnull
     sys.stdout, sys.stderr = _Shown(sys.stdout), _Shown(sys.stderr)  # type: ignore[assignment] # all else is the stream's own
     try:
         code = main() or 0

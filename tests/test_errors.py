@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -36,3 +37,17 @@ def test_names_do_not_control_the_terminal() -> None:
     done = run(told + r"raise InputError('\x1b]0;x\x07')")
     assert done.stdout == "a\\x1b[31m\\x07\\x9b2J 中文 🚗\n"
     assert done.stderr == "error: \\x1b]0;x\\x07\n"
+
+
+@pytest.mark.parametrize(
+    "shell",
+    [{"MPLBACKEND": "module://matplotlib_inline.backend_inline"}, {"MATPLOTLIBRC": "rc"}],
+    ids=["a notebook's backend", "LaTeX for every text"],
+)
+def test_matplotlib_is_ours_whatever_the_shell_says(tmp_path: Path, shell: dict[str, str]) -> None:
+    (tmp_path / "rc").write_text("text.usetex: True\n")
+    script = "from mapanything.errors import run_command\ndef main():\n"
+    script += " import matplotlib; print(matplotlib.rcParams['text.usetex'])\nrun_command(main)"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])} | shell
+    done = subprocess.run([sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")

@@ -5,9 +5,10 @@ A problem is named where it arises and nowhere else: what depends on a file that
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -21,6 +22,7 @@ from mapanything.geometry import carla
 from mapanything.geometry.camera import project
 from mapanything.geometry.rigid import invert, rotation_error, transform
 from mapanything.geometry.zbuffer import MIN_DEPTH
+from mapanything.opv2v.check.hidden import Labels, count_hidden, other_vehicles
 from mapanything.opv2v.check.report import Problem
 from mapanything.opv2v.depth import MAX_DEPTH, read_depth
 from mapanything.opv2v.frame import Camera, Frame, read_frame
@@ -81,27 +83,46 @@ class _Findings:
         self.add("unreadable" if unreadable else kind, str(error).removeprefix(name).strip(), path, root)
 
 
-def check_timestamp(context: Context, agents: Iterable[FrameFiles]) -> list[Problem]:
-    """The problems in what all agents have at one timestamp."""
-    problems: list[Problem] = []
+def check_timestamp(context: Context, agents: Iterable[FrameFiles], labels: Labels | None = None) -> list[Problem]:
+    """The problems in what all agents have at one timestamp; deep, depth labels are counted into `labels`."""
+    found = {files: _Findings(files.key) for files in agents}
     frames: dict[FrameKey, Frame] = {}
-    for files in agents:
-        findings = _Findings(files.key)
-        try:
-            frame = _check_frame(context, files, findings)
-        except Exception as error:
-            error.add_note(f"while checking {files.key}")
-            raise
-        problems += findings.problems
+    right: dict[FrameKey, Frame] = {}
+    for files, findings in found.items():
+        with _naming(files.key):
+            frame = _check_yaml(FramePaths(context.root, files.key), files, findings)
         if frame is not None:
             frames[files.key] = frame
+            if not findings.problems:
+                right[files.key] = frame
+    for files, findings in found.items():
+        with _naming(files.key):
+            _check_files(context, files, frames.get(files.key), right, findings, labels)
+    problems = [problem for findings in found.values() for problem in findings.problems]
     return problems + (_vehicles_differ(frames) if context.deep else [])
 
 
-def _check_frame(context: Context, files: FrameFiles, findings: _Findings) -> Frame | None:
+@contextlib.contextmanager
+def _naming(key: FrameKey) -> Iterator[None]:
+    """Lets a bug of ours say which frame shows it."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"while checking {key}")
+        raise
+
+
+def _check_files(
+    context: Context,
+    files: FrameFiles,
+    frame: Frame | None,
+    right: Mapping[FrameKey, Frame],
+    findings: _Findings,
+    labels: Labels | None,
+) -> None:
+    """Everything but the YAML. `right`: the frames of this timestamp whose poses are."""
     paths = FramePaths(context.root, files.key)
-    frame = _check_yaml(paths, files, findings)
-    poses_are_right = not findings.problems
+    poses_are_right = files.key in right
     cameras = {camera.index: camera for camera in frame.cameras} if frame else {}
     cloud = _check_cloud(context, paths, findings) if files.bits & PCD else None
     if frame is None or not poses_are_right:
@@ -116,8 +137,13 @@ def _check_frame(context: Context, files: FrameFiles, findings: _Findings) -> Fr
             # Where image and intrinsics differ, that is a problem of its own: a depth map may fit either.
             sizes = {camera.image_size} if camera else set()
             sizes |= {(info.width, info.height)} if info else set()
-            _check_depth(context, context.depth.path(files.key, k), sizes, camera, cloud, findings)
-    return frame
+            path = context.depth.path(files.key, k)
+            depth = _check_depth(context, path, sizes, camera, cloud, findings)
+            if labels is None or depth is None or camera is None or not poses_are_right:
+                continue
+            if camera.image_size == (depth.shape[1], depth.shape[0]):
+                name = os.path.relpath(path, context.depth.root)
+                labels.add(count_hidden(depth, camera, other_vehicles(right, files.key), name))
 
 
 def _check_yaml(paths: FramePaths, files: FrameFiles, findings: _Findings) -> Frame | None:
@@ -229,7 +255,8 @@ def _check_depth(
     camera: Camera | None,
     cloud: PointCloud | None,
     findings: _Findings,
-) -> None:
+) -> NDArray[np.float32] | None:
+    """The map where it was decoded and its values are right."""
     assert context.depth is not None
     root = context.depth.root
     depth: NDArray[np.float32] | None = None
@@ -250,15 +277,17 @@ def _check_depth(
             height, width = shape
     except (InputError, OSError) as error:
         findings.add_error("corrupt-depth", _as_input_error(error, path), path, root)
-        return
+        return None
     if sizes and (width, height) not in sizes:
         image = " or ".join(f"{w}x{h}" for w, h in sorted(sizes))
         findings.add("depth-size", f"is {width}x{height} where the image is {image}", path, root)
     elif depth is not None and _depth_values_are_right(depth, path, root, findings):
-        comparable = camera is not None and cloud is not None and camera.image_size == (width, height)
-        message = _depth_differs(depth, camera, cloud) if comparable else ""
-        if message:
-            findings.add("depth-differs", message, path, root)
+        if camera is not None and cloud is not None and camera.image_size == (width, height):
+            message = _depth_differs(depth, camera, cloud)
+            if message:
+                findings.add("depth-differs", message, path, root)
+        return depth
+    return None
 
 
 def _depth_values_are_right(depth: NDArray[np.float32], path: Path, root: Path, findings: _Findings) -> bool:

@@ -13,12 +13,14 @@ import os
 import platform
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mapanything.errors import InputError
 from mapanything.files import write_atomic
+from mapanything.opv2v.check.hidden import Labels
+from mapanything.opv2v.depth_root import DepthRoot
 
 FORMAT = 1  # of the JSON report
 SHOWN = 3  # problems of a scenario on the console
@@ -76,6 +78,8 @@ KINDS: dict[str, Kind] = {
     "cloud-misplaced": Kind("clouds that miss the vehicles they should have hit: rotated, mirrored or of another frame"),
     "bad-depth": Kind("depth maps with NaN, infinite, negative or far-off values: make them again"),
     "blank-depth": Kind("depth maps without a known pixel: make them again"),
+    "depth-kind": Kind("depth roots that are not what their depth.json says: one kind of maps in one root", excludes=False),
+    "plain-depth": Kind("depth maps with labels behind what the camera sees", excludes=False, severity="warning"),
     "depth-differs": Kind("depth that disagrees with the LiDAR: other unit, scale, camera or frame?"),
     "vehicle-differs": Kind("vehicles that two agents list at different places at the same time: clocks or poses differ"),
 }
@@ -109,6 +113,8 @@ class Report:
         options: what was asked, as given.
         agents: number of agent-frames on disk by (split, scenario) and agent, of every agent folder that is there.
         num_frames: agent-frames that were checked.
+        depth: what the depth maps are, as depth.json says or as they look; None: no depth, or nobody knows.
+        labels: of a deep check's depth maps, how many lie behind annotated vehicles.
         unknown: names of files that no frame and no known extra of OPV2V has; noted, no problem.
     """
 
@@ -118,6 +124,8 @@ class Report:
     num_frames: int = 0
     num_scenarios: int = 0
     num_splits: int = 0
+    depth: DepthRoot | None = None
+    labels: Labels = field(default_factory=Labels)
     unknown: list[str] = field(default_factory=list)
 
     @property
@@ -154,10 +162,19 @@ def console_lines(report: Report) -> Iterator[str]:
             others = len(scenarios) - SHOWN_SCENARIOS
             where = f" (also in {others} other scenarios)" if others > 0 else ""
             yield f"    … and {len(problems) - shown} more{where}: --report FILE lists all"
+    if report.depth is not None:
+        yield f"depth: {report.depth}"
+    if report.labels.count:
+        yield f"depth labels behind annotated vehicles: {_hidden(report.labels)}"
     if report.unknown:
         count = len(report.unknown)
         examples_text = ", ".join(report.unknown[:3]) + (", …" if count > 3 else "")
         yield f"note: {count} file{'s' * (count > 1)} with names that no frame has, not checked: {examples_text}"
+
+
+def _hidden(labels: Labels) -> str:
+    text = f"{labels.hidden / labels.count:.2%} of {labels.count:,}"
+    return f"{text}, at most {labels.worst_share:.1%} of a map ({labels.worst_map})" if labels.hidden else text
 
 
 def summary_line(report: Report, seconds: float) -> str:
@@ -217,6 +234,8 @@ def _json(report: Report) -> str:
             "scenarios": report.num_scenarios,
             "splits": report.num_splits,
         },
+        "depth": report.depth.to_dict() if report.depth is not None else None,
+        "depth_labels": asdict(report.labels) if report.labels.count else None,
         "verdict": "bad" if report.is_bad else "good",
         "counts": kinds,
         "problems": [{"kind": p.kind, "severity": p.severity, **_fields(p)} for p in report.problems],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import shlex
 import signal
 import threading
 from collections.abc import Iterable, Iterator
@@ -21,12 +22,16 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from mapanything.errors import InputError
+from mapanything.opv2v import depth_root
 from mapanything.opv2v.check.content import Context, FrameFiles, check_timestamp
+from mapanything.opv2v.check.hidden import Labels
 from mapanything.opv2v.check.report import Problem, Report
 from mapanything.opv2v.check.scan import AgentScan, TreeScan, scan_tree
+from mapanything.opv2v.depth_root import DepthRoot
 from mapanything.opv2v.layout import DepthLayout, FrameKey, Selection, find_splits
 from mapanything.processes import holding_ctrl_c
 
+Found = tuple[int, list[Problem], Labels]  # of how many agent-frames
 Level = Literal["quick", "standard", "deep"]
 PIECE = 12  # agent-frames of a piece of work: under half a second, so that Ctrl-C and the progress bar are prompt
 
@@ -80,9 +85,12 @@ def run_checks(options: CheckOptions) -> Report:
         num_splits=len(tree.splits),
         unknown=sorted(name for agent in tree.agents for name in agent.unknown),
     )
+    if options.depth is not None:
+        report.depth, found = _depth_kind(options.root, options.depth)
+        report.problems += found
     if options.level != "quick":
         context = Context(options.root, options.depth, options.level == "deep")
-        report.problems += _check_contents(context, list(_pieces(tree)), report.num_frames, options)
+        _check_contents(context, list(_pieces(tree)), options, report)
     report.problems.sort()
     return report
 
@@ -95,6 +103,22 @@ def _check_depth_root(depth: DepthLayout) -> None:
             raise InputError(f"{depth.root}: no such folder; give the folder that holds the depth maps")
     except InputError as error:
         raise InputError(f"--depth-root {error}") from error
+
+
+def _depth_kind(root: Path, depth: DepthLayout) -> tuple[DepthRoot | None, list[Problem]]:
+    """What the depth maps are, and what is wrong with that."""
+
+    def problem(kind: str, message: str) -> Problem:
+        return Problem("", "", "", "", depth_root.NAME, kind, message)
+
+    try:
+        kind = depth_root.look(depth)
+    except InputError as error:
+        return None, [problem("depth-kind", str(error).removeprefix(f"{depth.root / depth_root.NAME}: "))]
+    if kind is None or not kind.is_plain:
+        return kind, []
+    command = shlex.join(["./invoke", "make-depth", "--root", str(root), "--depth-root", str(depth.root), "--overwrite"])
+    return kind, [problem("plain-depth", f"the maps are {kind}; `{command}` makes them again")]
 
 
 def _agents_on_disk(root: Path, tree: TreeScan) -> dict[tuple[str, str], dict[str, int]]:
@@ -130,32 +154,29 @@ def _pieces(tree: TreeScan) -> Iterator[list[list[FrameFiles]]]:
             yield piece
 
 
-def _check_piece(context: Context, piece: list[list[FrameFiles]]) -> tuple[int, list[Problem]]:
-    problems = [problem for timestamp in piece for problem in check_timestamp(context, timestamp)]
-    return sum(map(len, piece)), problems
+def _check_piece(context: Context, piece: list[list[FrameFiles]]) -> Found:
+    labels = Labels()
+    problems = [problem for timestamp in piece for problem in check_timestamp(context, timestamp, labels)]
+    return sum(map(len, piece)), problems, labels
 
 
-def _check_contents(
-    context: Context, pieces: list[list[list[FrameFiles]]], num_frames: int, options: CheckOptions
-) -> list[Problem]:
-    problems: list[Problem] = []
+def _check_contents(context: Context, pieces: list[list[list[FrameFiles]]], options: CheckOptions, report: Report) -> None:
+    """Adds what is found in files to the report."""
     jobs = min(options.jobs, len(pieces))
     with contextlib.ExitStack() as stack:
         if jobs <= 1:
-            results: Iterable[tuple[int, list[Problem]]] = (_check_piece(context, piece) for piece in pieces)
+            results: Iterable[Found] = (_check_piece(context, piece) for piece in pieces)
         else:
             results = stack.enter_context(_in_processes(context, pieces, jobs))
-        bar = stack.enter_context(_bar(None, num_frames, options.level, "frame", options.progress))
-        for count, found in results:
-            problems += found
+        bar = stack.enter_context(_bar(None, report.num_frames, options.level, "frame", options.progress))
+        for count, found, labels in results:
+            report.problems += found
+            report.labels.add(labels)
             bar.update(count)
-    return problems
 
 
 @contextlib.contextmanager
-def _in_processes(
-    context: Context, pieces: list[list[list[FrameFiles]]], jobs: int
-) -> Iterator[Iterator[tuple[int, list[Problem]]]]:
+def _in_processes(context: Context, pieces: list[list[list[FrameFiles]]], jobs: int) -> Iterator[Iterator[Found]]:
     """Results as they come. However it ends, no worker process stays behind."""
     # fork: nothing is imported twice. This process has no threads here, and never has a GPU.
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("fork"), initializer=_start_worker)
@@ -176,7 +197,7 @@ def _in_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _finished(futures: list[Future[tuple[int, list[Problem]]]]) -> Iterator[tuple[int, list[Problem]]]:
+def _finished(futures: list[Future[Found]]) -> Iterator[Found]:
     for future in as_completed(futures):
         yield future.result()
 

@@ -59,7 +59,7 @@ RUN apt-get update -qq; \
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv >/dev/null
 WORKDIR /opt/mapanything
 COPY invoke ./
-COPY requirements/ requirements/
+COPY requirements/cpu.txt requirements/cuda12.txt requirements/cuda13.txt requirements/
 # The host's own bootstrap makes the environment, so that host and image install in one way.
 # Byte code without times; "unchecked": nothing in the image changes, so there is nothing to look up at every import.
 RUN --mount=type=bind,from=wheels,target=/wheels \
@@ -73,6 +73,8 @@ RUN --mount=type=bind,from=wheels,target=/wheels \
     ./invoke --version; \
     echo /workspace >.venv/lib/python3.11/site-packages/mapanything-repository.pth; \
     .venv/bin/python -m pip --python .venv/bin/python uninstall --quiet --yes pip; \
+    # For the stage dev, which has none.
+    python3 -m venv /opt/pip; \
     find .venv -name __pycache__ -prune -exec rm -rf {} +; \
     # torch's own C++ tests and protobuf's compiler: 140 MB that nothing here runs.
     rm -rf .venv/lib/python3.11/site-packages/torch/test; \
@@ -147,3 +149,21 @@ USER 1000
 # tini hands signals on and collects what dies, also where nobody passes --init.
 ENTRYPOINT ["tini", "-s", "--", "entrypoint"]
 CMD ["--list"]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# With the tools of developers, which users' images leave out: --target dev. The compose service `test` and the dev container are of it.
+FROM final AS dev
+USER 0
+RUN --mount=type=bind,from=environment,source=/opt/pip,target=/opt/pip \
+    --mount=type=secret,id=pip_conf \
+    --mount=type=secret,id=ca_bundle \
+    --mount=type=cache,target=/var/cache/pip,sharing=locked \
+    export PIP_CACHE_DIR=/var/cache/pip PYTHONPATH=/opt/pip/lib/python3.11/site-packages; \
+    if test -s /run/secrets/pip_conf; then export PIP_CONFIG_FILE=/run/secrets/pip_conf; fi; \
+    if test -s /run/secrets/ca_bundle; then export PIP_CERT=/run/secrets/ca_bundle; fi; \
+    python -m dev.extra
+USER 1000
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Without --target it is the users' image.
+FROM final

@@ -114,6 +114,13 @@ class TableTask(Task):
                 raise Exit(f"{given} needs a value: {named[given].help}", code=2)
 
 
+def need_dev() -> None:
+    """Installs the extra `dev`, hash-locked, where this environment has not got it yet."""
+    installed, lock = Path(sys.prefix, "dev.txt"), ROOT / "requirements" / "dev.txt"
+    if not installed.is_file() or installed.read_bytes() != lock.read_bytes():
+        run("-m", "dev.extra")
+
+
 def explain(given: SimpleNamespace) -> None:
     run("-m", "invoke", "--help", given.name)
 
@@ -160,14 +167,17 @@ def stages_and_override(text: str) -> tuple[list[str], str]:
 
 
 def test(given: SimpleNamespace) -> None:
+    need_dev()
     chosen = ["-k", given.match] if given.match else []
     faults = ["-m", "faults", "--faults", "10000"] if given.faults else []
     run("-m", "pytest", "-n", given.jobs or "auto", *chosen, *faults, *typed()[1])
 
 
 def lint(given: SimpleNamespace) -> None:
+    need_dev()
     run("-m", "ruff", "check", *(["--fix"] if given.fix else []))
     run("-m", "ruff", "format", *([] if given.fix else ["--check"]))
+    run("-m", "pyright", "--pythonpath", sys.executable)
     run("-m", "dev.lock", "--check")
     run("-m", "dev.lint", *(["--all"] if given.all else []))
 

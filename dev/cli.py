@@ -67,6 +67,7 @@ IMAGE = Command(
         ),
         Option("base", "Debian bookworm image to build on", otherwise="debian:bookworm-slim", metavar="IMAGE"),
         Option("snapshot", "dated Debian archive that all system packages come from", metavar="URL"),
+        flag("dev", "also the one of the compose service `test`, with the tools of developers, named TAG-dev"),
         flag("no-cache", "build every layer anew"),
         file("save", "then write the image to this .tar or .tar.gz, for a host without internet", either="what"),
         file("load", "take an image that --save wrote; nothing is built", either="what"),

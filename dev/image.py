@@ -123,7 +123,9 @@ def pip_options(wheels: Path | None) -> Iterator[list[str]]:
         yield options
 
 
-def build_command(variant: str, tag: str, pip: list[str], base: str | None, snapshot: str | None, no_cache: bool) -> list[str]:
+def build_command(
+    variant: str, tag: str, pip: list[str], base: str | None, snapshot: str | None, no_cache: bool, target: str = ""
+) -> list[str]:
     commit = git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")  # no tag: the bare commit
     arguments = {"TORCH_VARIANT": variant, "REVISION": commit or "unknown"}
     if base:
@@ -136,7 +138,7 @@ def build_command(variant: str, tag: str, pip: list[str], base: str | None, snap
     command = ["buildx", "build", "--load", "--tag", tag, *pip]
     for name, value in arguments.items():
         command += ["--build-arg", f"{name}={value}"]
-    return [*command, *(["--no-cache"] if no_cache else []), "."]
+    return [*command, *(["--no-cache"] if no_cache else []), *(["--target", target] if target else []), "."]
 
 
 def contents(tag: str) -> Contents:
@@ -239,6 +241,8 @@ def main() -> int:
             build = [build_command(args.variant, name, pip, args.base, args.snapshot, no_cache=True) for name in tags]
             return verify(args.variant, build, tags)
         docker(*build_command(args.variant, tag, pip, args.base, args.snapshot, args.no_cache), stdout=sys.stderr)
+        if args.dev:  # on top of what was just built
+            docker(*build_command(args.variant, f"{tag}-dev", pip, args.base, args.snapshot, False, "dev"), stdout=sys.stderr)
     size = int(docker("image", "inspect", "--format", "{{.Size}}", tag, stdout=subprocess.PIPE).stdout)
     read = ["run", "--rm", "--network=none", "--entrypoint=cat", tag, str(IMAGE_FILE)]
     made = json.loads(docker(*read, stdout=subprocess.PIPE).stdout)

@@ -1,9 +1,10 @@
-"""Renews the three locks in requirements/ from base.in, says whether they are current, or whether an index has all of it.
+"""Renews the locks in requirements/ from base.in and dev.in, says whether they are current, or whether an index has it all.
 
 Notable:
 - cuda13.txt is resolved first, for every Python that torch has wheels for. cpu.txt is the same resolution with torch's CPU
   wheels in it, cuda12.txt with the newest torch whose wheel on PyPI is built for CUDA 12: both have cuda13.txt as
   constraints, so that the three differ in torch and its CUDA packages only.
+- dev.txt is the extra `dev`, for any of them: what base.in and dev.in need together with cuda13.txt's pins, less its packages.
 - uv does not read pip's settings, and where the CPU wheel is found differs from host to host: so pip fetches the one for
   this lock's oldest Python. The hashes of all of them stand here (`CPU_WHEELS`), and what is fetched has to have its own.
 - The head of each lock holds a digest of what it was made from; `--check` compares it and needs no network.
@@ -23,10 +24,11 @@ from mapanything.environment import requirement_lines
 from mapanything.errors import InputError, run_command
 
 FOLDER = Path(__file__).parents[1] / "requirements"
-SOURCES = ("base.in", "excludes.txt")
+SOURCES = ("base.in", "dev.in", "excludes.txt")
 UV = "uv==0.13.9"  # uv itself is no part of the lock: only this command needs it
 ENVIRONMENTS = "sys_platform == 'linux' and platform_machine == 'x86_64' and python_full_version < '3.14'"
 VARIANTS = ("cuda13", "cuda12", "cpu")
+LOCKS = (*VARIANTS, "dev")
 CUDA12_TORCH = "torch==2.10.0"  # CUDA 12.8: runs with drivers from 525 on
 OWN = re.compile(r"torch|triton|nvidia-|cuda-")  # what differs between the locks
 # SHA-256 of torch's CPU wheels for Linux on x86-64 by Python, as PyTorch's own index gives them. Of another torch in
@@ -50,13 +52,13 @@ def check(folder: Path = FOLDER) -> list[str]:
     """Sentences on what is outdated, one each; empty when all locks are current."""
     wanted = sources_digest(folder)
     problems = []
-    for variant in VARIANTS:
+    for variant in LOCKS:
         path = folder / f"{variant}.txt"
         found = re.search(r"^# made from (\w+)$", path.read_text("utf-8"), re.M) if path.is_file() else None
         if found is None:
             problems.append(f"requirements/{path.name} is missing or was not made by `./invoke lock`: run it")
         elif found[1] != wanted:
-            problems.append(f"requirements/{path.name} is older than base.in or excludes.txt: run `./invoke lock`")
+            problems.append(f"requirements/{path.name} is older than base.in, dev.in or excludes.txt: run `./invoke lock`")
     return problems
 
 
@@ -71,7 +73,7 @@ def renew(folder: Path, *, upgrade: bool) -> None:
                 f"requirements/base.in asks for {torch}: write the hashes of its CPU wheels into dev/lock.py first"
             )
         fetch_cpu_wheel(work / "wheels")
-        for variant in VARIANTS:
+        for variant in LOCKS:
             current = folder / f"{variant}.txt"
             if current.is_file() and not upgrade and variant != "cpu":
                 (work / current.name).write_bytes(current.read_bytes())  # uv keeps the pins of an output file that is there
@@ -83,10 +85,14 @@ def renew(folder: Path, *, upgrade: bool) -> None:
             resolve(
                 uv, work, folder, variant, ["--overrides", "own.txt", "--find-links", "wheels", "--constraints", "shared.txt"]
             )
-        for variant in VARIANTS:
+        constraints = ["--constraints", "cuda13.txt", str(folder / "dev.in")]
+        resolve(uv, work, folder, "dev", constraints)
+        for variant in LOCKS:
             text = (work / f"{variant}.txt").read_text("utf-8")
             if variant == "cpu":
                 text = with_cpu_hashes(text)
+            elif variant == "dev":
+                text = without(text, (work / "cuda13.txt").read_text("utf-8"))
             (folder / f"{variant}.txt").write_text(
                 HEADER.format(variant=variant, digest=sources_digest(folder)) + text, "utf-8"
             )
@@ -101,6 +107,13 @@ def with_cpu_hashes(text: str) -> str:
         )
     hashes = " \\\n".join(f"    --hash=sha256:{digest}" for digest in sorted(CPU_WHEELS.values()))
     return text[: found.start(1)] + hashes + "\n" + text[found.end(1) :]
+
+
+def without(text: str, other: str) -> str:
+    """A lock without the packages of another."""
+    blocks = [re.split(r"^(?=[a-z0-9])", lock, flags=re.M) for lock in (text, other)]
+    names = {block.split("==")[0] for block in blocks[1]}
+    return "".join(block for block in blocks[0] if block.split("==")[0] not in names)
 
 
 def dry_run(folder: Path = FOLDER) -> None:
@@ -166,7 +179,7 @@ def main() -> int:
     for problem in problems:
         print(problem)
     if not problems:
-        print(f"all {len(VARIANTS)} locks are current")
+        print(f"all {len(LOCKS)} locks are current")
     return 1 if problems else 0
 
 

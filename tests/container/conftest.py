@@ -32,7 +32,7 @@ def image() -> str:
         pytest.skip("no Docker engine answers")
     name = os.environ.get("MAPANYTHING_IMAGE") or "mapanything-opv2v:cpu"
     if docker("image", "inspect", name).returncode:
-        pytest.skip(f"there is no image {name}: ./invoke image --variant cpu")
+        pytest.skip(f"there is no image {name}: ./invoke image --variant cpu --dev")
     return name
 
 

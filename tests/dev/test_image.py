@@ -191,3 +191,10 @@ def test_missing_wheels_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no folder"):
         image.wheels_folder(tmp_path / "no", {})
     assert image.wheels_folder(None, {}) is None
+
+
+def test_dev_builds_the_tests_image_on_top(docker: Path) -> None:
+    assert call("--variant", "cpu", "--dev", "--no-cache").returncode == 0
+    first, second = (line for line in docker.read_text().splitlines() if line.startswith("buildx"))
+    assert "--tag mapanything-opv2v:cpu " in first and "--target" not in first and "--no-cache" in first
+    assert "--tag mapanything-opv2v:cpu-dev " in second and "--target dev" in second and "--no-cache" not in second

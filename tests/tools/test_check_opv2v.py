@@ -52,7 +52,8 @@ def test_a_good_data_set(sample_root: Path, sample_depth_root: Path) -> None:
     frames = len(keys_of(sample_root))
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert len(done.stdout.splitlines()) == 2
+    _, kind, hidden, _ = done.stdout.splitlines()
+    assert kind == "depth: rendered maps (ray casting)" and hidden.startswith("depth labels behind annotated vehicles: 0.")
     assert done.stdout.splitlines()[-1].startswith(f"{frames} agent-frames, ")
     assert done.stdout.rstrip().endswith("no problem")
 

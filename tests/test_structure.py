@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "geometry": set(),
     "opv2v": {"geometry"},
     "datasets": {"geometry", "opv2v"},
-    "results": {"geometry", "opv2v", "inference", "pictures"},
+    "results": {"geometry"},
     "pictures": {"geometry", "opv2v", "results"},
     "viewer": {"geometry", "opv2v", "results", "pictures"},
     "utils": {"geometry", "opv2v", "results", "pictures"},

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from dev.bench.data import copies, own_cache, small_sample, threads
 from dev.bench.model import random_network
 from dev.bench.timing import Figure, compare, compare_fastest
-from mapanything.evaluation.clouds import Grid, chamfer
+from mapanything.evaluation.metrics import Grid, chamfer
 from mapanything.inference.predict import predict_scene
-from mapanything.inference.select import SceneKey, find_scenes, load_scene
-from mapanything.inference.stream import Job, run_here
+from mapanything.inference.select import find_scenes, load_scene
+from mapanything.inference.stream import InferenceJob, infer_here
 from mapanything.models.mapanything import MapAnything
 from mapanything.results.clouds import ENCODERS
-from mapanything.results.export import Settings
+from mapanything.results.record import SceneKey, Settings
 
 Float = NDArray[np.float64]
 POINTS = 200_000
@@ -134,12 +134,12 @@ def export(name: str, device: torch.device, rounds: int) -> Figure:
             keys = find_scenes(images)
             settings = Settings("single", ("images",), size, "opv2v", tuple(ENCODERS), {}, {})
             amp = "bf16" if device.type == "cuda" else "fp32"
-            job = Job(images, None, work / "predictions", Path("none"), amp, settings)
+            job = InferenceJob(images, None, work / "predictions", Path("none"), amp, settings)
             scenes = [load_scene(images, None, key, size) for key in keys]
 
             def with_files() -> None:
                 with patch.object(MapAnything, "from_pretrained", lambda *_, **__: model):
-                    run_here(job, keys, str(device), complain)
+                    infer_here(job, keys, str(device), complain)
 
             def alone() -> None:
                 for scene in scenes:

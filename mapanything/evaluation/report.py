@@ -12,7 +12,7 @@ from typing import Any
 
 from mapanything.evaluation.scene import COLUMNS, DEPTH_COLUMNS, POSE_COLUMNS, Measured
 from mapanything.evaluation.statistics import Statistics, describe
-from mapanything.inference.select import SceneKey
+from mapanything.results.record import SceneKey
 
 GROUP_COLUMNS = (*POSE_COLUMNS, *DEPTH_COLUMNS)
 _PLACE = ("model", "mode", "split", "scenario", "frame", "agent")

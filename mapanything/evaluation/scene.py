@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mapanything.evaluation import clouds, metrics
+from mapanything.evaluation import metrics
 from mapanything.evaluation.metrics import NAN, Float, mean
 from mapanything.geometry import carla
 from mapanything.geometry.rigid import invert, transform
-from mapanything.inference.predict import Reconstruction
-from mapanything.inference.select import Scene
+from mapanything.inference.select import SceneSample, frame_key
 from mapanything.opv2v.frame import read_frame
 from mapanything.opv2v.layout import FramePaths
 from mapanything.opv2v.pcd import read_pcd
+from mapanything.results.reconstruction import Reconstruction
 
 REFERENCES = ("depth", "lidar")
 _DEPTH = ("rmse_m", "mae_m", "abs_rel", "delta_1_25")
@@ -53,8 +53,8 @@ class Options:
         reference: the true cloud: `depth`, the known depths of the scene's views, or `lidar`, the sweeps of its vehicles.
     """
 
-    region: clouds.Region = field(default_factory=clouds.Region)
-    grid: clouds.Grid = field(default_factory=clouds.Grid)
+    region: metrics.Region = field(default_factory=metrics.Region)
+    grid: metrics.Grid = field(default_factory=metrics.Grid)
     bands: tuple[float, ...] = (0.0, 10.0, 20.0, 40.0, 80.0)
     chamfer_points: int = 200_000
     reference: str = "depth"
@@ -84,7 +84,7 @@ class Truth:
     cloud: Float | None = None
 
     @classmethod
-    def of(cls, scene: Scene, root: Path, reference: str = "depth") -> Truth:
+    def of(cls, scene: SceneSample, root: Path, reference: str = "depth") -> Truth:
         """Raises InputError: a sweep is the reference, but missing or broken."""
         return cls(
             points_cam=np.stack([view["pts3d_cam"].numpy() for view in scene.views]),
@@ -102,15 +102,15 @@ class Truth:
         return [f"other {order.index(agent)}" if agent != order[0] else "main" for agent in self.agents]
 
 
-def _sweeps(scene: Scene, root: Path) -> Float:
+def _sweeps(scene: SceneSample, root: Path) -> Float:
     """(N, 3): the clouds of all vehicles of a scene in the main agent's LiDAR frame."""
     lidar_from_world = invert(scene.world_from_lidar)
     sweeps = []
     for agent in scene.key.agents:
-        paths = FramePaths(root, scene.key.of(agent))
+        paths = FramePaths(root, frame_key(scene.key, agent))
         points = carla.cv_points(read_pcd(paths.pcd).points).astype(np.float64)
         sweeps.append(transform(lidar_from_world @ read_frame(paths.yaml).world_from_lidar, points))
-    return clouds.finite_rows(np.concatenate(sweeps))
+    return metrics.finite_rows(np.concatenate(sweeps))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -214,14 +214,14 @@ def _cloud_values(
     predicted: Reconstruction, truth: Truth, ours: Float, options: Options, rng: np.random.Generator
 ) -> dict[str, float]:
     placed = truth.lidar_from_camera[0] @ ours
-    p = clouds.finite_rows(in_one_frame(predicted.points_cam, predicted.mask, placed))
+    p = metrics.finite_rows(in_one_frame(predicted.points_cam, predicted.mask, placed))
     t = truth.cloud
     if t is None:
         t = in_one_frame(truth.points_cam, truth.valid, truth.lidar_from_camera)
     values = {"num_points": float(len(p)), "num_points_true": float(len(t))}
     inside = (p[options.region.inside(p)], t[options.region.inside(t)])
     for prefix, pair in {"": (p, t), "filtered_": inside}.items():
-        found = clouds.chamfer(*pair, options.chamfer_points, rng) | {"bev_iou": options.grid.iou(*pair)}
+        found = metrics.chamfer(*pair, options.chamfer_points, rng) | {"bev_iou": options.grid.iou(*pair)}
         values |= {prefix + name: value for name, value in found.items()}
     return values
 

@@ -7,19 +7,15 @@ asked for and nothing else, so what is not an input cannot leak into a predictio
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mapanything.errors import InputError
 from mapanything.geometry.rigid import invert, matrix_from_quat, quat_from_matrix
 from mapanything.models.mapanything import MapAnything
 from mapanything.models.postprocess import Prediction
-
-__all__ = ["IMAGES", "USES", "Prediction", "Reconstruction", "parse_inputs", "predict_scene", "reconstruct", "scene_views"]
+from mapanything.results.reconstruction import Reconstruction
 
 # What may be an input, and the entries of a sample's view that it is made of.
 USES: dict[str, tuple[str, ...]] = {
@@ -58,7 +54,7 @@ def scene_views(
     """What the network may see of a sample, for `model.predict`; a batch of one.
 
     Args:
-        sample: views of `OPV2VDataset[i]` or `Scene.views`, not collated.
+        sample: views of `OPV2VDataset[i]` or `SceneSample.views`, not collated.
         inputs: names of `USES`.
         vehicle_id: tell which views come from one vehicle; only for a model with vehicle ID.
 
@@ -96,44 +92,6 @@ def predict_scene(
     return model.predict(scene_views(sample, inputs, vehicle_id=model.vehicle_id is not None), **options)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Reconstruction:
-    """One scene's prediction on the CPU. Its world is view 0's camera: the network only nearly puts it there, so every pose
-    is taken relative to the one it gave view 0. OpenCV axes, metres.
-
-    Attributes:
-        points_cam: (V, H, W, 3) float32, each view's points in its own camera's frame; z is the z-depth.
-        view0_from_camera: (V, 4, 4) float64; [0] is the identity.
-        intrinsics: (V, 3, 3) float64 of the (resized, cropped) images, pixel centres at integer coordinates.
-        mask: (V, H, W) bool, what to trust; points that are not finite are never in it.
-        conf: (V, H, W) float32, 1 and more.
-        colours: (V, H, W, 3) uint8 RGB.
-        metric_scaling_factor: of the network, relative to its normalised scene; not an error of scale.
-    """
-
-    points_cam: NDArray[np.float32]
-    view0_from_camera: NDArray[np.float64]
-    intrinsics: NDArray[np.float64]
-    mask: NDArray[np.bool_]
-    conf: NDArray[np.float32]
-    colours: NDArray[np.uint8]
-    metric_scaling_factor: float
-
-    @property
-    def depth_z(self) -> NDArray[np.float32]:
-        """(V, H, W) z-depth, unmasked."""
-        return self.points_cam[..., 2]
-
-    def points(self, world_from_view0: NDArray[np.float64]) -> NDArray[np.float32]:
-        """(V, H, W, 3) points of all views, unmasked, in the world that view 0's known pose `world_from_view0` leads to."""
-        out = np.empty_like(self.points_cam)
-        for points, moved, pose in zip(self.points_cam, out, world_from_view0 @ self.view0_from_camera, strict=True):
-            # One product of float32 per view; offsets are those of a rig and its neighbours, so float32 loses micrometres.
-            np.matmul(points.reshape(-1, 3), pose[:3, :3].T.astype(np.float32), out=moved.reshape(-1, 3))
-            moved += pose[:3, 3].astype(np.float32)
-        return out
-
-
 def reconstruct(prediction: Prediction, scene: int = 0) -> Reconstruction:
     """One scene of a batch of predictions, brought to the CPU; a prediction without mask counts as trusted everywhere."""
     points = prediction.pts3d_cam[scene].float()
@@ -152,3 +110,21 @@ def reconstruct(prediction: Prediction, scene: int = 0) -> Reconstruction:
         colours=(prediction.img_no_norm[scene] * 255).round().to(torch.uint8).cpu().numpy(),
         metric_scaling_factor=float(prediction.metric_scaling_factor[scene]),
     )
+
+
+def reconstruct_scene(
+    model: MapAnything, sample: Sequence[Mapping[str, Any]], inputs: Iterable[str] = IMAGES, amp_dtype: str = "fp32"
+) -> Reconstruction:
+    """The model's prediction of one sample, on the CPU; `amp_dtype` bf16, fp16 or fp32.
+
+    Raises:
+        InputError: the views do not fit into the GPU's memory.
+    """
+    try:
+        return reconstruct(predict_scene(model, sample, inputs, use_amp=amp_dtype != "fp32", amp_dtype=amp_dtype))
+    except torch.OutOfMemoryError as error:
+        height, width = sample[0]["img"].shape[-2:]
+        raise InputError(
+            f"{len(sample)} views of {width}x{height} do not fit into the GPU's memory; give fewer "
+            "(--num-views, --agents), a smaller --resolution, or --device cpu"
+        ) from error

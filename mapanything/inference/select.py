@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mapanything.datasets.views import View, check_resolution, make_view
+from mapanything.datasets.views import View, make_view
 from mapanything.errors import InputError
 from mapanything.geometry.rigid import invert
 from mapanything.opv2v.depth import clean_depth, read_depth
@@ -36,45 +36,15 @@ from mapanything.opv2v.layout import (
     scan,
 )
 from mapanything.opv2v.png import read_image
+from mapanything.results.record import SceneKey
 
 MAIN_AGENT = "641"  # of the group's notes, wherever it is there
 RESOLUTION = {"single": (518, 392), "coop": (448, 252)}  # of the stages of training
 _RANGE = re.compile(r"(\d+)-(\d+)\Z", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class SceneKey:
-    """The name of a scene and what is seen in it.
-
-    Attributes:
-        agents: the main agent first, the others in OpenCOOD's order.
-        cameras: of each agent, those that give a view.
-    """
-
-    split: str
-    scenario: str
-    frame: str
-    agents: tuple[str, ...]
-    cameras: tuple[tuple[int, ...], ...]
-
-    @property
-    def main_agent(self) -> str:
-        return self.agents[0]
-
-    @property
-    def views(self) -> list[tuple[str, int]]:
-        """(agent, camera) of every view, in order."""
-        return [(agent, k) for agent, cameras in zip(self.agents, self.cameras, strict=True) for k in cameras]
-
-    def of(self, agent: str) -> FrameKey:
-        return FrameKey(self.split, self.scenario, agent, self.frame)
-
-    def __str__(self) -> str:
-        return str(self.of(self.main_agent))
-
-
 @dataclass(frozen=True, slots=True, eq=False)
-class Scene:
+class SceneSample:
     """One scene as a sample.
 
     Attributes:
@@ -95,6 +65,11 @@ class Scene:
     def lidar_from_view0(self) -> NDArray[np.float64]:
         """(4, 4): how the camera of view 0 is mounted, which is all that leads from a prediction to the LiDAR's frame."""
         return self.lidar_from_camera[0]
+
+
+def frame_key(scene: SceneKey, agent: str) -> FrameKey:
+    """The name of one of a scene's agent-frames."""
+    return FrameKey(scene.split, scene.scenario, agent, scene.frame)
 
 
 def find_scenes(
@@ -207,7 +182,7 @@ def depth_layout(depth_root: Path | None) -> DepthLayout | None:
 
 def load_scene(
     root: Path, depth: DepthLayout | None, key: SceneKey, resolution: tuple[int, int], need_depth: bool = False
-) -> Scene:
+) -> SceneSample:
     """Reads a scene.
 
     Args:
@@ -218,19 +193,20 @@ def load_scene(
     Raises:
         InputError: a file is missing, broken or contradicts another.
     """
-    frames = {agent: read_frame(FramePaths(root, key.of(agent)).yaml) for agent in key.agents}
+    frames = {agent: read_frame(FramePaths(root, frame_key(key, agent)).yaml) for agent in key.agents}
     world_from_lidar = frames[key.main_agent].world_from_lidar
     lidar_from_world = invert(world_from_lidar)
     views: list[View] = []
     poses = []
     for agent, k in key.views:
-        paths, frame = FramePaths(root, key.of(agent)), frames[agent]
-        camera = next((camera for camera in frame.cameras if camera.index == k), None)
+        name = frame_key(key, agent)
+        paths = FramePaths(root, name)
+        camera = next((camera for camera in frames[agent].cameras if camera.index == k), None)
         if camera is None:
             raise InputError(f"{paths.yaml}: camera{k} is missing, but its image is there; restore the file")
         image = read_image(paths.image(k))
         pose = lidar_from_world @ camera.world_from_camera
-        known = _depth(depth, key.of(agent), k, image, need_depth)
+        known = _depth(depth, name, k, image, need_depth)
         poses.append(pose)
         views.append(
             {
@@ -244,8 +220,8 @@ def load_scene(
                 "label": str(key),
             }
         )
-    lidar_path = FramePaths(root, key.of(key.main_agent)).pcd
-    return Scene(key, views, world_from_lidar, np.stack(poses), lidar_path)
+    lidar_path = FramePaths(root, frame_key(key, key.main_agent)).pcd
+    return SceneSample(key, views, world_from_lidar, np.stack(poses), lidar_path)
 
 
 def _depth(
@@ -260,35 +236,3 @@ def _depth(
     if depth.shape != image.shape[:2]:
         raise InputError(f"{path}: is {depth.shape[1]}x{depth.shape[0]} but its image {image.shape[1]}x{image.shape[0]}")
     return depth
-
-
-def scenes(
-    root: Path,
-    depth_root: Path | None = None,
-    selection: Selection | None = None,
-    mode: str = "single",
-    resolution: tuple[int, int] | None = None,
-    *,
-    need_depth: bool = False,
-    on_error: Callable[[SceneKey, InputError], None] | None = None,
-    **options: Any,
-) -> Iterator[Scene]:
-    """The scenes of a selection one after the other, in a fixed order.
-
-    Args:
-        resolution: (W, H); None: the mode's, `RESOLUTION`.
-        on_error: told of a scene that can't be read, which is then left out; None: it ends the stream.
-        options: see `find_scenes`.
-    """
-    keys = find_scenes(root, selection, mode, **options)
-    size = check_resolution(RESOLUTION[mode] if resolution is None else list(resolution))
-    depth = depth_layout(depth_root)
-    for key in keys:
-        try:
-            scene = load_scene(root, depth, key, size, need_depth)
-        except InputError as error:
-            if on_error is None:
-                raise
-            on_error(key, error)
-            continue
-        yield scene

@@ -12,25 +12,29 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from mapanything.errors import InputError
-from mapanything.inference.predict import predict_scene, reconstruct
-from mapanything.inference.select import Scene, SceneKey, depth_layout, load_scene
+from mapanything.inference.predict import reconstruct_scene
+from mapanything.inference.select import SceneSample, depth_layout, load_scene
 from mapanything.models.mapanything import MapAnything
 from mapanything.processes import holding_ctrl_c
-from mapanything.results.export import Settings, scene_folder, write_scene
+from mapanything.results.export import write_scene
+from mapanything.results.reconstruction import Reconstruction
+from mapanything.results.record import SceneKey, Settings, scene_folder
 
 READERS, WRITERS = 3, 3
 Report = Callable[[SceneKey, str], None]  # a scene is done; what is wrong with it, '' if nothing
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item, Read, Made, Result = TypeVar("Item"), TypeVar("Read"), TypeVar("Made"), TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class InferenceJob:
     """What every process needs to know."""
 
     root: Path
@@ -41,7 +45,7 @@ class Job:
     settings: Settings
 
 
-def run(job: Job, keys: Sequence[SceneKey], devices: Sequence[str], report: Report) -> None:
+def infer_scenes(job: InferenceJob, keys: Sequence[SceneKey], devices: Sequence[str], report: Report) -> None:
     """Makes the files of all scenes.
 
     Args:
@@ -54,13 +58,13 @@ def run(job: Job, keys: Sequence[SceneKey], devices: Sequence[str], report: Repo
     """
     devices = devices[: max(1, len(keys))]
     if len(devices) == 1:
-        run_here(job, keys, devices[0], report)
+        infer_here(job, keys, devices[0], report)
     else:
         _run_in_processes(job, keys, devices, report)
 
 
-def run_here(job: Job, keys: Sequence[SceneKey], device: str, report: Report) -> None:
-    """As `run`, on one device, in this process."""
+def infer_here(job: InferenceJob, keys: Sequence[SceneKey], device: str, report: Report) -> None:
+    """As `infer_scenes`, on one device, in this process."""
     if not keys:
         return
     model = MapAnything.from_pretrained(job.checkpoint, device=device)
@@ -68,60 +72,57 @@ def run_here(job: Job, keys: Sequence[SceneKey], device: str, report: Report) ->
     inputs, size = job.settings.inputs, job.settings.resolution
     need_depth = "depth" in inputs
 
-    def read(key: SceneKey) -> Scene:
+    def read(key: SceneKey) -> SceneSample:
         return load_scene(job.root, depth, key, size, need_depth)
 
-    with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(WRITERS) as writers:
-        writing: deque[tuple[SceneKey, Future[None]]] = deque()
-
-        def finish(most: int) -> None:
-            while len(writing) > most:
-                key, done = writing.popleft()
-                done.result()
-                report(key, "")
-
+    def predict(key: SceneKey, reading: Future[SceneSample]) -> tuple[Reconstruction, NDArray[np.float64]] | None:
         try:
-            for key, reading in ahead(readers, read, keys, READERS + 1):
-                try:
-                    scene = reading.result()
-                    predicted = reconstruct(_predict(model, scene, job))
-                except InputError as error:
-                    report(key, str(error))
-                    continue
-                folder = scene_folder(job.out, key)
-                work = writers.submit(write_scene, folder, key, predicted, scene.lidar_from_view0, job.settings)
-                writing.append((key, work))
-                finish(WRITERS)
-            finish(0)
+            scene = reading.result()
+            return reconstruct_scene(model, scene.views, inputs, job.amp_dtype), scene.lidar_from_view0
+        except InputError as error:
+            report(key, str(error))
+            return None
+
+    def write(key: SceneKey, made: tuple[Reconstruction, NDArray[np.float64]]) -> None:
+        write_scene(scene_folder(job.out, key), key, *made, job.settings)
+
+    for key, _ in pipelined(keys, read, predict, write, READERS, WRITERS):
+        report(key, "")
+
+
+def pipelined(
+    items: Iterable[Item],
+    read: Callable[[Item], Read],
+    work: Callable[[Item, Future[Read]], Made | None],
+    finish: Callable[[Item, Made], Result],
+    num_readers: int,
+    num_finishers: int,
+) -> Iterator[tuple[Item, Result]]:
+    """(item, what `finish` returned) in order: threads read ahead and finish behind, `work` happens here.
+
+    Args:
+        work: None leaves the item out.
+    """
+    with ThreadPoolExecutor(num_readers) as readers, ThreadPoolExecutor(num_finishers) as finishers:
+        reading: deque[tuple[Item, Future[Read]]] = deque()
+        finishing: deque[tuple[Item, Future[Result]]] = deque()
+        waiting = iter(items)
+        try:
+            while True:
+                reading.extend((item, readers.submit(read, item)) for item in islice(waiting, num_readers + 1 - len(reading)))
+                while len(finishing) > (num_finishers if reading else 0):
+                    item, done = finishing.popleft()
+                    yield item, done.result()
+                if not reading:
+                    return
+                item, future = reading.popleft()
+                made = work(item, future)
+                if made is not None:
+                    finishing.append((item, finishers.submit(finish, item, made)))
         except BaseException:
-            for pool in (readers, writers):
+            for pool in (readers, finishers):
                 pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _predict(model: MapAnything, scene: Scene, job: Job) -> Any:
-    try:
-        use_amp = job.amp_dtype != "fp32"
-        return predict_scene(model, scene.views, job.settings.inputs, use_amp=use_amp, amp_dtype=job.amp_dtype)
-    except torch.OutOfMemoryError as error:
-        width, height = job.settings.resolution
-        raise InputError(
-            f"{len(scene.views)} views of {width}x{height} do not fit into the GPU's memory; give fewer "
-            "(--num-views, --agents), a smaller --resolution, or --device cpu"
-        ) from error
-
-
-def ahead(
-    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], count: int
-) -> Iterator[tuple[Item, Future[Result]]]:
-    """(item, its future) in order, up to `count` of them begun and not yet taken."""
-    begun: deque[tuple[Item, Future[Result]]] = deque()
-    for item in items:
-        begun.append((item, pool.submit(function, item)))
-        if len(begun) == count:
-            yield begun.popleft()
-    while begun:
-        yield begun.popleft()
 
 
 # Several devices
@@ -129,7 +130,7 @@ def ahead(
 _Message = tuple[int, SceneKey | None, str]  # process, scene (None: the process has ended), what is wrong
 
 
-def _run_in_processes(job: Job, keys: Sequence[SceneKey], devices: Sequence[str], report: Report) -> None:
+def _run_in_processes(job: InferenceJob, keys: Sequence[SceneKey], devices: Sequence[str], report: Report) -> None:
     context = multiprocessing.get_context("spawn")  # a forked process can't use CUDA
     messages: Any = context.Queue()
     processes = [
@@ -174,7 +175,7 @@ def _check_alive(processes: Sequence[Any], running: set[int], devices: Sequence[
         raise RuntimeError(f"the process for {devices[number]} failed; its traceback is above")
 
 
-def _child(job: Job, keys: list[SceneKey], device: str, number: int, messages: Any) -> None:
+def _child(job: InferenceJob, keys: list[SceneKey], device: str, number: int, messages: Any) -> None:
     parent = multiprocessing.parent_process()
 
     def report(key: SceneKey, problem: str) -> None:
@@ -183,7 +184,7 @@ def _child(job: Job, keys: list[SceneKey], device: str, number: int, messages: A
         messages.put((number, key, problem))
 
     try:
-        run_here(job, keys, device, report)
+        infer_here(job, keys, device, report)
         messages.put((number, None, ""))
     except InputError as error:
         messages.put((number, None, str(error)))

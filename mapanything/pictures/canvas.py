@@ -15,14 +15,11 @@ from numpy.typing import NDArray
 
 from mapanything.geometry.camera import project
 from mapanything.geometry.rigid import invert, transform
+from mapanything.pictures.colors import DARK, GRID, LIGHT, rgb
 from mapanything.pictures.render import View
 from mapanything.pictures.scenes import Scene
 
 DPI = 100
-BACKGROUND = (16 / 255, 21 / 255, 28 / 255)
-DARK = "#10151c"  # the same
-LIGHT = "#e6ebf0"
-GRID = "#3a4653"
 NEAR_NAMES = 60.0  # metres; names of vehicles farther away would only cover each other
 
 
@@ -60,10 +57,6 @@ def axes_at(figure: Any, left: float, top: float, width: float, height: float) -
     for spine in axes.spines.values():
         spine.set_color(GRID)
     return axes
-
-
-def rgb(color: NDArray[np.uint8]) -> tuple[float, ...]:
-    return tuple((np.asarray(color) / 255.0).tolist())
 
 
 def write(axes: Any, place: NDArray[np.floating], text: str, color: Any, size: float, **options: Any) -> None:

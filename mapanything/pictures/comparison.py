@@ -9,19 +9,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mapanything.pictures.picture import HEIGHT_BAR, PREDICTED, TRUE, rings_of
-from mapanything.pictures.render import View, render
-from mapanything.pictures.scenes import LIDAR_HEIGHT, Cameras, Cloud, Item, height_colors
-from mapanything.pictures.sheets import RING_SIGN, RING_TEXT, Bar, Mark, Panel, ring_names, sheet
-from mapanything.pictures.viewpoints import for_many_points, metres_per_pixel
-from mapanything.results.read import (
+from mapanything.pictures.colors import (
     ERROR_MAP,
     ERROR_MAP_START,
     ERROR_RANGE,
     ERROR_TICKS,
+    PREDICTED,
+    RING_TEXT,
+    TRUE,
     error_colors,
-    error_distances,
+    height_colors,
 )
+from mapanything.pictures.picture import HEIGHT_BAR, rings_of
+from mapanything.pictures.predictions import error_distances
+from mapanything.pictures.render import View, render
+from mapanything.pictures.scenes import LIDAR_HEIGHT, Cameras, Cloud, Item
+from mapanything.pictures.sheets import RING_SIGN, Bar, Mark, Panel, ring_names, sheet
+from mapanything.pictures.viewpoints import for_many_points, metres_per_pixel
 
 ERROR_BAR = Bar("distance to the nearest true point, metres", *ERROR_RANGE, ERROR_MAP, ERROR_TICKS, True, ERROR_MAP_START)
 PANEL = (934, 525)  # pixels

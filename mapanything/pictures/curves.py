@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mapanything.pictures.canvas import DARK, GRID, LIGHT, new_figure, png_bytes
-from mapanything.pictures.picture import PREDICTED, TRUE
+from mapanything.pictures.canvas import new_figure, png_bytes
+from mapanything.pictures.colors import DARK, GRID, LIGHT, PREDICTED, TRUE
 
 WIDTH, TOP, PANEL_HEIGHT, COLUMNS = 1600, 60, 300, 3
 KINDS = {"train": PREDICTED, "validate": TRUE}

@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mapanything.pictures.colors import DEPTH_RANGE, depth_colors, error_colors
 from mapanything.pictures.comparison import ERROR_BAR
-from mapanything.pictures.overlay import DEPTH_RANGE, depth_colors
 from mapanything.pictures.sheets import Bar, Mark, Panel, sheet
-from mapanything.results.read import error_colors
 
 Image3 = NDArray[np.uint8]
 Depth = NDArray[np.float32]

@@ -12,21 +12,15 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mapanything.geometry.camera import project, resize_intrinsics
 from mapanything.geometry.rigid import transform
-from mapanything.pictures.scenes import BOX_EDGES, Boxes, map_colors
+from mapanything.pictures.colors import depth_colors
+from mapanything.pictures.scenes import BOX_EDGES, Boxes
 
 Float = NDArray[np.float64]
 Image3 = NDArray[np.uint8]
 
 NEAR = 0.1  # metres
-DEPTH_RANGE = (1.5, 120.0)  # metres that the colours of the LiDAR points span, logarithmically: red near, blue far
 SMOOTH = 3  # lines are drawn this many times larger and averaged
 MIN_LABEL_HEIGHT = 12  # pixels; the number of a smaller box would hide it
-
-
-def depth_colors(depth: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """(N, 3) uint8 of z-depths (N,) in metres."""
-    low, high = np.log(DEPTH_RANGE)
-    return map_colors(np.log(np.maximum(depth, 1e-3)), low, high, "turbo_r")
 
 
 def project_points(

@@ -8,27 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from mapanything.pictures.canvas import LIGHT, Name, names_of
+from mapanything.pictures.canvas import Name, names_of
+from mapanything.pictures.colors import BOX_COLOR, HEIGHT_RANGE, LIGHT, RING_TEXT, agent_color
 from mapanything.pictures.render import render
-from mapanything.pictures.scenes import (
-    BOX_COLOR,
-    HEIGHT_RANGE,
-    Boxes,
-    Cameras,
-    Cloud,
-    Item,
-    Rings,
-    Scene,
-    agent_color,
-    no_cameras,
-)
-from mapanything.pictures.sheets import RING_SIGN, RING_TEXT, Bar, Mark, Panel, ring_names, sheet
+from mapanything.pictures.scenes import Boxes, Cameras, Cloud, Item, Rings, Scene, no_cameras
+from mapanything.pictures.sheets import RING_SIGN, Bar, Mark, Panel, ring_names, sheet
 from mapanything.pictures.viewpoints import STYLE, camera_view, for_many_points, metres_per_pixel, named_view
 
-# Seen apart by every kind of eye, on a dark ground: Okabe and Ito's orange and sky blue, brighter.
-PREDICTED = np.array([255, 145, 0], np.uint8)
-TRUE = np.array([0, 229, 255], np.uint8)
-TRUE_BELOW = np.array([70, 150, 190], np.uint8)  # of points that something else is shown over
 LAYERS = ("cloud", "ground_truth", "boxes", "cameras", "axes", "paths", "rings")
 HIDEABLE = (*LAYERS, "names")
 HEIGHT_BAR = Bar("height above the road, metres", *HEIGHT_RANGE)

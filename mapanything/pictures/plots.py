@@ -8,22 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mapanything.pictures import overlay
-from mapanything.pictures.canvas import (
-    GRID,
-    LIGHT,
-    Places,
-    axes_at,
-    names_of,
-    new_figure,
-    png_bytes,
-    rgb,
-    write,
-    write_names,
-)
+from mapanything.pictures.canvas import Places, axes_at, names_of, new_figure, png_bytes, write, write_names
+from mapanything.pictures.colors import BOX_COLOR, DEPTH_RANGE, GRID, LIGHT, agent_color, rgb
 from mapanything.pictures.picture import HEIGHT_BAR
 from mapanything.pictures.render import View
-from mapanything.pictures.scenes import BOX_COLOR, CAMERA_NAMES, Axes, Scene, agent_color
+from mapanything.pictures.scenes import CAMERA_NAMES, Axes, Scene
 from mapanything.pictures.sheets import draw_bar
 
 POSE_SIZE = (1920, 1080)
@@ -206,7 +195,7 @@ def image_sheet(images: Sequence[NDArray[np.uint8]], titles: Sequence[str], titl
         left, top = 20 + i % 2 * (width + 12), 90 + i // 2 * (height + 44)
         figure.text(left / total[0], 1 - (top - 16) / total[1], name, color=LIGHT, fontsize=14, va="center")
         figure.figimage(image, left, total[1] - top - height, origin="upper")
-    norm = LogNorm(*overlay.DEPTH_RANGE)
+    norm = LogNorm(*DEPTH_RANGE)
     cax = axes_at(figure, 20 + 2 * width + 12 + 22, 90, 18, 2 * height + 44)
     bar = figure.colorbar(ScalarMappable(norm, "turbo_r"), cax=cax)
     bar.ax.yaxis.set(

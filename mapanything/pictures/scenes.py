@@ -8,7 +8,7 @@ Every class that is drawn as lines has `lines()`: points (P, 3), edges (E, 2) an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,22 +20,14 @@ from mapanything.geometry.rigid import invert, transform
 from mapanything.opv2v.frame import Frame, read_frame
 from mapanything.opv2v.layout import PCD, YAML, AgentFolder, FrameKey, FramePaths
 from mapanything.opv2v.pcd import read_pcd
+from mapanything.pictures.colors import AXIS_COLORS, BOX_COLOR, RING_COLOR, Colors, agent_color, height_colors
 
 Float = NDArray[np.float64]
-Colors = NDArray[np.uint8]
 Lines = tuple[Float, NDArray[np.int64], Colors]
 
 LIDAR_HEIGHT = 1.9  # metres above the road, of OPV2V's rig: the best there is where nothing says it
 CAMERA_NAMES = ("front", "right rear", "left rear", "back")
-# By role: the main agent, then the others in order. None of them is a colour of the height scale's dark blue end.
-AGENT_COLORS: Colors = np.array(
-    [[255, 145, 0], [0, 229, 255], [140, 255, 60], [180, 130, 255], [255, 235, 60], [255, 90, 90], [0, 200, 150]],
-    dtype=np.uint8,
-)
-BOX_COLOR: Colors = np.array([235, 240, 245], dtype=np.uint8)
-RING_COLOR: Colors = np.array([96, 110, 126], dtype=np.uint8)
 RING_STEPS = 180
-AXIS_COLORS: Colors = np.array([[255, 70, 70], [70, 220, 70], [80, 140, 255]], dtype=np.uint8)
 
 # Corner i of a box lies at the signs of its bits (x: 1, y: 2, z: 4); an edge joins corners that differ in one bit.
 CORNER_SIGNS: Float = np.array([[1 if i >> axis & 1 else -1 for axis in range(3)] for i in range(8)], dtype=np.float64)
@@ -361,23 +353,26 @@ def ground_height(frame: Frame) -> float:
     return float((invert(frame.world_from_lidar) @ frame.world_from_ego)[1, 3])
 
 
-def agent_color(role: int) -> Colors:
-    """(3,) uint8 of role 0 (main agent), 1, 2..."""
-    return AGENT_COLORS[role % len(AGENT_COLORS)]
+def read_positions(folders: Sequence[AgentFolder], frames: Sequence[str]) -> dict[str, Float]:
+    """Where each agent is at each of the frames: (F, 3) in CARLA's world, OpenCV axes; NaN where it lacks the frame.
+
+    Raises:
+        InputError: a YAML is broken.
+    """
+    positions = {}
+    for folder in folders:
+        positions[folder.agent] = np.full((len(frames), 3), np.nan)
+        for i, frame in enumerate(frames):
+            if folder.frames.get(frame, 0) & YAML:
+                path = FramePaths(folder.path.parents[2], folder.key(frame)).yaml
+                positions[folder.agent][i] = world_from_vehicle(read_frame(path))[:3, 3]
+    return positions
 
 
-HEIGHT_RANGE = (-1.0, 5.0)  # metres above the road: kerbs, cars and walls spread over the colours, bridges saturate
-
-
-def height_colors(points: NDArray[np.floating], ground: float) -> Colors:
-    """(N, 3) uint8 by height above the road; `ground` as `ground_height` gives it."""
-    return map_colors(ground - points[:, 1], *HEIGHT_RANGE)
-
-
-def map_colors(values: NDArray[np.floating], low: float, high: float, name: str = "turbo") -> Colors:
-    """Values (N,) -> (N, 3) uint8 by a Matplotlib colour map; what lies outside low..high gets the end's colour."""
-    from matplotlib import colormaps
-
-    table = colormaps[name](np.linspace(0.0, 1.0, 256), bytes=True)[:, :3]
-    index = np.clip((values - low) * (255.999 / (high - low)), 0, 255)
-    return table[np.nan_to_num(index, nan=0.0).astype(np.uint8)]
+def trajectories(agents: Sequence[AgentFrame], positions: Mapping[str, Float]) -> tuple[Trajectory, ...]:
+    """The paths of the agents, in the first one's LiDAR frame; `positions` as `read_positions` gives them."""
+    lidar_from_world = invert(agents[0].frame.world_from_lidar)
+    return tuple(
+        Trajectory(transform(lidar_from_world, positions[agent.key.agent]), agent.key.agent, agent_color(role))
+        for role, agent in enumerate(agents)
+    )

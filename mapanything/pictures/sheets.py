@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mapanything.pictures.canvas import DARK, DPI, GRID, LIGHT, Name, axes_at, new_figure, rgb, write_names
+from mapanything.pictures.canvas import DPI, Name, axes_at, new_figure, write_names
+from mapanything.pictures.colors import DARK, GRID, LIGHT, RING_TEXT, rgb
 from mapanything.pictures.render import View
 from mapanything.pictures.scenes import Rings
 
@@ -18,7 +19,6 @@ TITLE, PANEL_TITLE = 52, 38
 BAR_SIZE, BAR_ROW = 480, 74
 MARK_LINE = 27
 RING_SIGN = "○"
-RING_TEXT = np.array([160, 175, 190], np.uint8)
 RING_NAME_ANGLE = np.deg2rad(60)
 TEXT_WIDTH = 9.0  # pixels of a letter of a mark, on average and generously
 

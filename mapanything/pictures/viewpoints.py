@@ -10,7 +10,7 @@ import numpy as np
 
 from mapanything.errors import InputError
 from mapanything.geometry.camera import resize_intrinsics
-from mapanything.pictures.canvas import BACKGROUND
+from mapanything.pictures.colors import BACKGROUND
 from mapanything.pictures.render import View, chase_view, fitted_view
 from mapanything.pictures.scenes import Cameras
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from mapanything.errors import InputError
 from mapanything.geometry.rigid import invert
-from mapanything.pictures.canvas import BACKGROUND
+from mapanything.pictures.colors import BACKGROUND
 from mapanything.pictures.render import FARTHEST, NEAR, View, fitted_view, load_open3d, quiet, to_open3d, write_png
 from mapanything.pictures.scenes import Item
 

@@ -1,19 +1,25 @@
 """Coloured point clouds as files: .pcd (Open3D, CloudCompare, PCL), .ply (those and MeshLab), .glb (browsers, Blender).
 
-All three hold the same float32 coordinates, byte for byte the same for the same cloud. A cloud in OPV2V's axes is
-left-handed; PCD and PLY have no word for that and viewers show it mirrored, as they do OPV2V's own clouds.
+All three are written here, and .ply and .glb read; `opv2v.pcd` reads .pcd. They hold the same float32 coordinates, byte for
+byte the same for the same cloud. A cloud in OPV2V's axes is left-handed; PCD and PLY have no word for that and viewers show it
+mirrored, as they do OPV2V's own clouds.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mapanything.errors import InputError
 from mapanything.geometry.carla import CV_FROM_UE, UE_FROM_CV
+from mapanything.geometry.colors import linear_from_srgb, srgb_from_linear
 
 Points = NDArray[np.float32]  # (N, 3)
 Colours = NDArray[np.uint8]  # (N, 3) RGB
@@ -23,6 +29,12 @@ CLOUD_FROM_CV: dict[str, NDArray[np.float64]] = {"opv2v": UE_FROM_CV, "opencv": 
 # glTF is right-handed, y up, and looks along -z.
 _GLTF_FROM_CV = np.diag([1.0, -1.0, -1.0, 1.0])
 _GLTF_FROM: dict[str, NDArray[np.float64]] = {"opv2v": _GLTF_FROM_CV @ CV_FROM_UE, "opencv": _GLTF_FROM_CV}
+MAX_PLY_HEADER = 65536
+_KINDS = ("i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8")
+PLY_TYPES = dict(zip(["char", "uchar", "short", "ushort", "int", "uint", "float", "double"], _KINDS, strict=True)) | dict(
+    zip(["int8", "uint8", "int16", "uint16", "int32", "uint32", "float32", "float64"], _KINDS, strict=True)
+)
+_LINEAR = np.rint(65535 * linear_from_srgb(np.arange(256) / 255)).astype(np.uint16)  # of an sRGB byte
 
 
 # Every encoder takes points, colours, the axes (of `CLOUD_FROM_CV`) and a comment for the file's header.
@@ -60,8 +72,8 @@ def encode_glb(points: Points, colours: Colours, axes: str = "opv2v", about: str
     The coordinates are the cloud's own; the node's matrix turns them (and, from OPV2V's axes, mirrors them) into glTF's, so
     that a viewer shows them upright and the right way round. Colours are linear there, hence 16 bits of them.
     """
-    node = {"name": "points", "matrix": _GLTF_FROM[axes].T.ravel().tolist()}  # column by column
-    content: dict[str, object] = {
+    node: dict[str, Any] = {"name": "points", "matrix": _GLTF_FROM[axes].T.ravel().tolist()}  # column by column
+    content: dict[str, Any] = {
         "asset": {"version": "2.0", "generator": "mapanything-opv2v", "extras": {"about": about}},
         "scene": 0,
         "scenes": [{"nodes": [0]}],
@@ -69,7 +81,7 @@ def encode_glb(points: Points, colours: Colours, axes: str = "opv2v", about: str
     }
     binary = b""
     if len(points):  # glTF knows no empty accessor; an empty cloud is a node without mesh
-        node["mesh"] = 0  # type: ignore[assignment]
+        node["mesh"] = 0
         binary = points.astype("<f4", copy=False).tobytes()
         size = len(binary)
         linear = np.full((len(points), 4), 65535, dtype="<u2")
@@ -81,9 +93,12 @@ def encode_glb(points: Points, colours: Colours, axes: str = "opv2v", about: str
             "extensionsUsed": ["KHR_materials_unlit"],
             "accessors": [
                 {
-                    **{"bufferView": 0, "componentType": 5126, "count": len(points), "type": "VEC3"},
-                    # Column by column: twenty times as fast as axis=0.
-                    **{"min": [float(x.min()) for x in points.T], "max": [float(x.max()) for x in points.T]},
+                    "bufferView": 0,
+                    "componentType": 5126,
+                    "count": len(points),
+                    "type": "VEC3",
+                    "min": [float(x.min()) for x in points.T],  # column by column: twenty times as fast as axis=0
+                    "max": [float(x.max()) for x in points.T],
                 },
                 {"bufferView": 1, "componentType": 5123, "normalized": True, "count": len(points), "type": "VEC4"},
             ],
@@ -107,12 +122,69 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _linear() -> NDArray[np.uint16]:
-    """(256,) sRGB byte -> linear light in 0..65535 (IEC 61966-2-1)."""
-    s = np.arange(256) / 255
-    return np.rint(65535 * np.where(s <= 0.04045, s / 12.92, ((s + 0.055) / 1.055) ** 2.4)).astype(np.uint16)
-
-
-_LINEAR = _linear()
-
 ENCODERS: dict[str, Callable[[Points, Colours, str, str], bytes]] = {"pcd": encode_pcd, "ply": encode_ply, "glb": encode_glb}
+
+
+def decode_ply(data: bytes, path: Path) -> tuple[Points, Colours | None]:
+    """Points and colours, if any, of a PLY file's bytes, any program's; `path` only names it in errors."""
+    end = data.find(b"end_header", 0, MAX_PLY_HEADER)
+    if not data.startswith(b"ply") or end < 0:
+        raise InputError(f"{path}: is no PLY file; make it again")
+    order, fields, count = _ply_header(data[:end], path)
+    body = data[data.index(b"\n", end) + 1 :] if b"\n" in data[end:] else b""
+    try:
+        if order:
+            table = np.frombuffer(body, np.dtype([(name, order + kind) for name, kind in fields]), count)
+            columns = {name: table[name] for name in table.dtype.names or ()}
+        else:
+            words = body.split(None, count * len(fields))[: count * len(fields)]
+            numbers = np.array(words, dtype=np.float64).reshape(count, len(fields))
+            columns = {name: numbers[:, i] for i, (name, _) in enumerate(fields)}
+    except ValueError as error:
+        raise InputError(f"{path}: does not hold the {count} points its header promises; make it again") from error
+    points = np.stack([columns[axis] for axis in "xyz"], axis=-1).astype(np.float32)
+    if not {"red", "green", "blue"} <= columns.keys():
+        return points, None
+    colors = np.stack([columns[name] for name in ("red", "green", "blue")], axis=-1)
+    whole = dict(fields)["red"] == "u1"
+    return points, colors.astype(np.uint8) if whole else np.rint(np.clip(colors, 0, 1) * 255).astype(np.uint8)
+
+
+def _ply_header(header: bytes, path: Path) -> tuple[str, list[tuple[str, str]], int]:
+    """Byte order ("" for ascii), the vertices' fields with their types, and how many vertices there are."""
+    lines = [line.split() for line in header.decode("ascii", "replace").split("\n")]
+    orders = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
+    order = next((orders.get(line[1]) for line in lines if line[:1] == ["format"] and len(line) > 1), None)
+    start = next((i for i, line in enumerate(lines) if line[:1] == ["element"]), len(lines))
+    element, fields = [*lines, []][start], []
+    for line in lines[start + 1 :]:
+        if line[:1] == ["element"]:
+            break
+        if line[:1] == ["property"]:
+            fields.append((line[-1], PLY_TYPES.get(line[1], "") if len(line) == 3 else ""))
+    count = int(element[2]) if len(element) == 3 and re.fullmatch("[0-9]{1,9}", element[2]) else -1
+    names = [name for name, _ in fields]
+    known = all(kind for _, kind in fields) and len(set(names)) == len(names) and {"x", "y", "z"} <= set(names)
+    if order is None or element[1:2] != ["vertex"] or count < 0 or not known:
+        raise InputError(f"{path}: is no PLY file of points (vertices with x, y and z first); save the cloud anew")
+    return order, fields, count
+
+
+def decode_glb(data: bytes, path: Path) -> tuple[Points, Colours | None]:
+    """Points and colours of `encode_glb`'s bytes; `path` only names the file in errors."""
+    wrong = InputError(f"{path}: is no cloud of `./invoke infer`; make it again")
+    try:
+        magic, version, length, size, kind = struct.unpack_from("<4sIII4s", data)
+        if (magic, version, length, kind) != (b"glTF", 2, len(data), b"JSON"):
+            raise wrong
+        content: dict[str, Any] = json.loads(data[20 : 20 + size])
+        if "meshes" not in content:  # an empty cloud
+            return np.zeros((0, 3), np.float32), None
+        count = content["accessors"][0]["count"]
+        if type(count) is not int or count < 0:
+            raise ValueError(count)
+        points = np.frombuffer(data, "<f4", 3 * count, 28 + size).reshape(-1, 3)
+        linear = np.frombuffer(data, "<u2", 4 * count, 28 + size + points.nbytes).reshape(-1, 4)[:, :3] / 65535
+    except (struct.error, ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError) as error:
+        raise wrong from error
+    return points, np.rint(srgb_from_linear(linear) * 255).astype(np.uint8)

@@ -42,11 +42,11 @@ def _main(args: argparse.Namespace, held: ExitStack) -> int:
     depth_root = None if args.depth_root and str(args.depth_root) == "none" else args.depth_root or DEPTH
     out = args.out or Path("visualization_outputs") / datetime.date.today().isoformat() / "evaluation"
     # What needs torch loads after the command line has been understood.
-    from mapanything.evaluation.clouds import Grid, Region
-    from mapanything.evaluation.evaluate import Job, evaluate
-    from mapanything.evaluation.frames import Choice, choose
+    from mapanything.evaluation.metrics import Grid, Region
     from mapanything.evaluation.report import headline_text
+    from mapanything.evaluation.run import EvaluationJob, evaluate
     from mapanything.evaluation.scene import COLUMNS, Options
+    from mapanything.evaluation.scene_list import SceneChoice, list_scenes
     from mapanything.inference.predict import USES, parse_inputs
     from mapanything.inference.select import MAIN_AGENT, depth_layout
 
@@ -61,7 +61,7 @@ def _main(args: argparse.Namespace, held: ExitStack) -> int:
     held.enter_context(writing_alone(out, "--out"))
     prepare_out(out, args.overwrite)
     modes = MODES[args.mode]
-    choice = Choice(
+    choice = SceneChoice(
         selection=selection(args),
         frames=args.frames,
         sample=args.sample,
@@ -75,11 +75,11 @@ def _main(args: argparse.Namespace, held: ExitStack) -> int:
         raise InputError("--frames: the list says which frames; leave out --split, --scenario, --agent and --frame")
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
-        scenes = choose(args.root, choice, modes)
+        scenes = list_scenes(args.root, choice, modes)
     for note in {str(note.message): None for note in notes}:
         print(f"note: {note}", file=sys.stderr)
     models, made_with, provenance = _what_makes_it(paths, args.root, device)
-    job = Job(
+    job = EvaluationJob(
         root=args.root,
         depth_root=depth_root,
         out=out,
@@ -172,7 +172,7 @@ def _what_makes_it(paths: dict[str, Path], root: Path, device: str) -> tuple[tup
     import torch
 
     from mapanything.environment import fingerprint
-    from mapanything.evaluation.evaluate import Model
+    from mapanything.evaluation.run import Model
     from mapanything.models.architecture import name_of
     from mapanything.models.checkpoint import checkpoint_sha256, read_checkpoint
 

@@ -32,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # What needs torch loads after the command line has been understood.
     from mapanything.inference.predict import USES, parse_inputs
     from mapanything.inference.select import MAIN_AGENT, RESOLUTION, depth_layout, find_scenes
-    from mapanything.inference.stream import Job, run
-    from mapanything.results.export import Settings, is_done, scene_folder
+    from mapanything.inference.stream import InferenceJob, infer_scenes
+    from mapanything.results.record import Settings, is_done, scene_folder
 
     inputs = parse_inputs(args.inputs)
     mode = "coop" if args.coop else "single"
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.overwrite:
         todo = [key for key in keys if not is_done(scene_folder(out, key), settings.record(key))]
     _check_space(out, sum(map(settings.most_bytes, todo)))
-    job = Job(args.root, depth_root, out, args.checkpoint, amp, settings)
+    job = InferenceJob(args.root, depth_root, out, args.checkpoint, amp, settings)
 
     from tqdm import tqdm
 
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 problems.append(f"{key}: {problem}")
             bar.update()
 
-        run(job, todo, devices, report)
+        infer_scenes(job, todo, devices, report)
     for problem in problems:
         print(problem)
     print(

@@ -12,7 +12,8 @@ from mapanything.cli.pictures import OUTPUTS, VIZ
 from mapanything.errors import InputError
 from mapanything.opv2v.layout import FrameKey, FramePaths, is_folder
 from mapanything.opv2v.png import read_image
-from mapanything.results.read import RECORD, read_prediction
+from mapanything.pictures.predictions import read_prediction
+from mapanything.results.record import RECORD
 from mapanything.tools.viz_options import save
 from mapanything.tools.viz_predictions import compare
 from mapanything.tools.viz_scenes import draw_alone, pose

@@ -16,26 +16,17 @@ from mapanything.opv2v.depth import clean_depth, is_dense, lidar_depth, read_dep
 from mapanything.opv2v.layout import DepthLayout
 from mapanything.opv2v.png import read_image
 from mapanything.pictures import canvas as figures
-from mapanything.pictures.canvas import LIGHT
+from mapanything.pictures.cloud_files import read_cloud
+from mapanything.pictures.colors import BOX_COLOR, LIGHT, PREDICTED, RING_TEXT, TRUE, TRUE_BELOW, agent_color
 from mapanything.pictures.comparison import PANEL, Comparison, draw_comparison
 from mapanything.pictures.comparison import compare as compare_clouds
 from mapanything.pictures.depth import DepthView, draw_depths
-from mapanything.pictures.picture import PREDICTED, TRUE, TRUE_BELOW, Picture, cloud_picture
-from mapanything.pictures.scenes import (
-    BOX_COLOR,
-    CAMERA_NAMES,
-    LIDAR_HEIGHT,
-    AgentFrame,
-    Cloud,
-    agent_color,
-    build_scene,
-    in_range,
-    no_cameras,
-)
-from mapanything.pictures.sheets import RING_SIGN, RING_TEXT, Mark
+from mapanything.pictures.picture import Picture, cloud_picture
+from mapanything.pictures.predictions import PredictedScene, read_prediction
+from mapanything.pictures.scenes import CAMERA_NAMES, LIDAR_HEIGHT, AgentFrame, Cloud, build_scene, in_range, no_cameras
+from mapanything.pictures.sheets import RING_SIGN, Mark
 from mapanything.pictures.viewpoints import STYLE, named_view
-from mapanything.results.cloud_files import read_cloud
-from mapanything.results.read import PredictedScene, find_predictions, read_prediction
+from mapanything.results.read import find_predictions
 from mapanything.tools.viz_options import (
     MIN_RANGE,
     default_range,

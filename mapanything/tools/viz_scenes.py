@@ -16,7 +16,10 @@ from mapanything.geometry.carla import cv_points
 from mapanything.opv2v.png import read_image
 from mapanything.pictures import canvas as figures
 from mapanything.pictures import overlay, plots, render
+from mapanything.pictures.cloud_files import read_cloud
+from mapanything.pictures.colors import height_colors
 from mapanything.pictures.picture import HEIGHT_BAR, Picture, cloud_picture, draw_sheet, draw_view, scene_picture
+from mapanything.pictures.predictions import PredictedScene
 from mapanything.pictures.scenes import (
     CAMERA_NAMES,
     LIDAR_HEIGHT,
@@ -24,14 +27,12 @@ from mapanything.pictures.scenes import (
     Cloud,
     Scene,
     build_scene,
-    height_colors,
     in_range,
+    read_positions,
+    trajectories,
     vehicle_boxes,
 )
-from mapanything.pictures.trajectories import read_positions, trajectories
 from mapanything.pictures.viewpoints import STYLE
-from mapanything.results.cloud_files import read_cloud
-from mapanything.results.read import PredictedScene
 from mapanything.tools.viz_options import (
     MIN_RANGE,
     Timestamp,

@@ -20,7 +20,7 @@ from PIL import Image
 from mapanything.errors import InputError
 from mapanything.pictures import canvas as figures
 from mapanything.pictures.picture import draw_sheet, draw_view
-from mapanything.pictures.trajectories import read_positions
+from mapanything.pictures.scenes import read_positions
 from mapanything.pictures.video import SUFFIXES, open_sequence
 from mapanything.processes import holding_ctrl_c
 from mapanything.tools.viz_options import default_range, find_timestamp, output_path

@@ -11,17 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mapanything.datasets.views import IMAGE_MEAN, IMAGE_STD, View
+from mapanything.geometry.colors import map_colors
 from mapanything.models.outputs import Outputs
 
 WIDTH = 160  # of a view, in pixels
-# Mikhailov's Turbo, as its author's polynomial: blue is far here, red near.
-_TURBO = np.array(
-    [
-        [0.13572138, 4.61539260, -42.66032258, 132.13108234, -152.94239396, 59.28637943],
-        [0.09140261, 2.19418839, 4.84296658, -14.18503333, 4.27729857, 2.82956604],
-        [0.10667330, 12.64194608, -60.58204836, 110.36276771, -89.90310912, 27.34824973],
-    ]
-)
 
 
 def draw(views: Sequence[View], outputs: Outputs, sample: int = 0, max_views: int = 10) -> NDArray[np.uint8]:
@@ -59,12 +52,10 @@ def _photo(image: Tensor) -> Tensor:
 
 
 def _colours(depth: Tensor, near: float, far: float) -> Tensor:
-    """(H, W) -> (3, H, W) in 0..255."""
-    x = 1 - (depth.clamp(min=1e-3).log() - np.log(near)) / max(np.log(far / near), 1e-3)
-    x = x.clamp(0, 1)
-    powers = torch.stack([x**k for k in range(_TURBO.shape[1])])
-    colours = torch.einsum("ck,khw->chw", torch.tensor(_TURBO, dtype=x.dtype, device=x.device), powers).clamp(0, 1) * 255
-    return torch.where(depth > 0, colours, 0.0)
+    """(H, W) -> (3, H, W) in 0..255: red is near, blue far."""
+    values = depth.detach().cpu().numpy()
+    colours = map_colors(np.log(np.maximum(values, 1e-3)), np.log(near), np.log(max(far, near * 1.001)), "turbo_r")
+    return torch.from_numpy(np.where(values[..., None] > 0, colours, 0)).permute(2, 0, 1).float()
 
 
 def _small(pixels: Tensor) -> NDArray[np.uint8]:

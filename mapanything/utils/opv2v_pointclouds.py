@@ -25,6 +25,7 @@ from mapanything.geometry.rigid import transform
 from mapanything.opv2v.frame import read_frame
 from mapanything.opv2v.layout import find_splits, list_folders, scan_agent
 from mapanything.opv2v.pcd import read_pcd
+from mapanything.pictures.predictions import PredictedScene, error_cloud, read_prediction
 from mapanything.pictures.scenes import (
     AgentFrame,
     Boxes,
@@ -34,7 +35,7 @@ from mapanything.pictures.scenes import (
     read_timestamp,
     vehicle_boxes,
 )
-from mapanything.results.read import PredictedScene, error_cloud, find_predictions, read_prediction
+from mapanything.results.read import find_predictions
 
 __all__ = ["AgentFrame", "Boxes", "Cloud", "PredictedScene", "Scene", "build_scene", "error_cloud", "find_predictions",
            "load_agents", "load_cloud", "read_prediction", "vehicle_boxes"]  # fmt: skip

@@ -18,10 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mapanything.errors import InputError
+from mapanything.geometry.colors import map_colors
 from mapanything.opv2v.png import read_image
-from mapanything.pictures.overlay import depth_colors, draw_boxes, draw_points, project_points
+from mapanything.pictures.colors import depth_colors, height_colors
+from mapanything.pictures.overlay import draw_boxes, draw_points, project_points
 from mapanything.pictures.render import View, chase_view, fitted_view, render, save_view_png, write_png
-from mapanything.pictures.scenes import AgentFrame, height_colors, map_colors, vehicle_boxes
+from mapanything.pictures.scenes import AgentFrame, vehicle_boxes
 from mapanything.pictures.viewpoints import camera_view, top_view
 
 __all__ = [

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mapanything.geometry.colors import linear_from_srgb
 from mapanything.geometry.rigid import matrix_from_quat, quat_from_matrix
-from mapanything.pictures.canvas import BACKGROUND
+from mapanything.pictures.colors import BACKGROUND
 from mapanything.pictures.render import NEAR, View
-from mapanything.pictures.scenes import LIDAR_HEIGHT, Cloud, Colors
+from mapanything.pictures.scenes import LIDAR_HEIGHT, Cloud
 from mapanything.viewer.frames import ViewerFrame
 from mapanything.viewer.layers import Layer, Look, chunk_end, near_boxes, tiles
 
@@ -124,7 +125,8 @@ class Browser:
             return
         points, edges, colors = item.lines()
         known = np.isfinite(points[edges]).all(axis=(1, 2))  # a path has gaps
-        edges, colors = edges[known], linear(colors[known])
+        # viser takes the colours of lines for linear light, and would draw them too pale.
+        edges, colors = edges[known], np.rint(255 * linear_from_srgb(colors[known] / 255)).astype(np.uint8)
         handle = self._client.scene.add_line_segments(
             f"{node.group.name}/lines",
             points[edges].astype(np.float32).reshape(-1, 2, 3),
@@ -209,12 +211,6 @@ class Browser:
         for name in node.children.keys() - children.keys():
             node.children[name].remove()
         node.children = children
-
-
-def linear(colors: Colors) -> Colors:
-    """sRGB bytes as linear ones: viser takes the colours of lines for linear light, and would draw them too pale."""
-    value = colors / 255
-    return np.rint(255 * np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)).astype(np.uint8)
 
 
 def _wxyz(pose: NDArray[np.float64]) -> NDArray[np.float64]:

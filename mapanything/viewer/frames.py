@@ -20,9 +20,9 @@ from PIL import Image
 from mapanything.errors import InputError
 from mapanything.opv2v.layout import AgentFolder, FrameKey, Selection, agent_order, find_splits, list_folders, scan, scan_agent
 from mapanything.opv2v.png import read_image
-from mapanything.pictures.scenes import Cloud, Float, Scene, build_scene, read_timestamp
-from mapanything.pictures.trajectories import read_positions
-from mapanything.results.read import PredictedScene, error_cloud, find_predictions, read_prediction
+from mapanything.pictures.predictions import PredictedScene, error_cloud, read_prediction
+from mapanything.pictures.scenes import Cloud, Float, Scene, build_scene, read_positions, read_timestamp
+from mapanything.results.read import find_predictions
 
 IMAGE_WIDTH = 400  # pixels that a camera's image is reduced to, roughly
 MAX_CACHE_BYTES = 1 << 30

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mapanything.geometry.colors import map_colors
 from mapanything.opv2v.layout import FrameKey
-from mapanything.pictures.scenes import HEIGHT_RANGE, Colors, agent_color, map_colors
-from mapanything.results.read import ERROR_RANGE, ERROR_TICKS, error_colors
+from mapanything.pictures.colors import ERROR_RANGE, ERROR_TICKS, HEIGHT_RANGE, Colors, agent_color, error_colors
 from mapanything.viewer.frames import Catalog, ViewerFrame
 from mapanything.viewer.layers import ALL_RANGE, LIDAR_COLORS, PREDICTION_COLORS, Look
 

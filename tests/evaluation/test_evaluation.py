@@ -16,22 +16,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mapanything.errors import InputError
-from mapanything.evaluation import evaluate as module
-from mapanything.evaluation.evaluate import Job, Model, evaluate, ranked
-from mapanything.evaluation.frames import Choice, choose, read_frames
+from mapanything.evaluation import run as module
 from mapanything.evaluation.report import Row, Summary, metrics_csv
+from mapanything.evaluation.run import EvaluationJob, Model, evaluate, ranked
 from mapanything.evaluation.scene import COLUMNS, Measured, Options
-from mapanything.inference.predict import USES, predict_scene, reconstruct, scene_views
-from mapanything.inference.select import SceneKey, depth_layout, find_scenes, load_scene
+from mapanything.evaluation.scene_list import SceneChoice, list_scenes, read_frames
+from mapanything.inference import predict, stream
+from mapanything.inference.predict import USES, predict_scene, scene_views
+from mapanything.inference.select import depth_layout, find_scenes, load_scene
 from mapanything.models.config import TINY
 from mapanything.models.mapanything import MapAnything
 from mapanything.opv2v.layout import Selection
+from mapanything.results.record import SceneKey
 
 SAMPLE = Path(__file__).parents[1] / "fixtures" / "sample_opv2v"
 IMAGES, DEPTH = SAMPLE / "opv2v_images", SAMPLE / "opv2v_depth"
 SIZE = (70, 42)
-BOTH = Choice(selection=Selection(splits=("train", "validate")))
-TWO = Choice(selection=BOTH.selection, sample=2)
+BOTH = SceneChoice(selection=Selection(splits=("train", "validate")))
+TWO = SceneChoice(selection=BOTH.selection, sample=2)
 
 
 def save_network(folder: Path, seed: int) -> Path:
@@ -57,9 +59,11 @@ def network(checkpoints: tuple[Model, ...]) -> MapAnything:
     return MapAnything.from_pretrained(checkpoints[0].path)
 
 
-def make_job(out: Path, models: tuple[Model, ...], choice: Choice = BOTH, root: Path = IMAGES, **options: Any) -> Job:
-    options = {"resolution": SIZE, "worst": 0, "depth_root": DEPTH, "scenes": choose(root, choice)} | options
-    return Job(root=root, out=out, models=models, **options)
+def make_job(
+    out: Path, models: tuple[Model, ...], choice: SceneChoice = BOTH, root: Path = IMAGES, **options: Any
+) -> EvaluationJob:
+    options = {"resolution": SIZE, "worst": 0, "depth_root": DEPTH, "scenes": list_scenes(root, choice)} | options
+    return EvaluationJob(root=root, out=out, models=models, **options)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -137,7 +141,7 @@ def test_worst_and_representative_scenes(checkpoints: tuple[Model, ...], tmp_pat
 def test_lidar_as_reference_needs_no_depth(checkpoints: tuple[Model, ...], tmp_path: Path):
     options = Options(reference="lidar")
     summary = evaluate(
-        make_job(tmp_path / "out", checkpoints[:1], Choice(BOTH.selection, sample=1), depth_root=None, options=options)
+        make_job(tmp_path / "out", checkpoints[:1], SceneChoice(BOTH.selection, sample=1), depth_root=None, options=options)
     )
     for mode in ("single", "coop"):
         found = summary.whole["pretrain", mode]
@@ -200,7 +204,7 @@ def test_killed_run_leaves_no_summary(checkpoints: tuple[Model, ...], tmp_path: 
 # Ground truth
 
 
-def predictions(monkeypatch: pytest.MonkeyPatch, job: Job) -> list[tuple[list[dict[str, Any]], bytes]]:
+def predictions(monkeypatch: pytest.MonkeyPatch, job: EvaluationJob) -> list[tuple[list[dict[str, Any]], bytes]]:
     """The network's inputs and its answers, scene by scene."""
     seen: list[tuple[list[dict[str, Any]], bytes]] = []
     real = MapAnything.predict
@@ -224,7 +228,7 @@ def test_changed_ground_truth_changes_figures_but_no_prediction(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    def job(out: str) -> Job:
+    def job(out: str) -> EvaluationJob:
         return make_job(tmp_path / out, checkpoints[:1], root=sample_root, depth_root=sample_depth_root)
 
     before = predictions(monkeypatch, job("before"))
@@ -289,7 +293,7 @@ def test_only_images_reach_the_network(network: MapAnything, known: tuple[list[d
 
 def test_inputs_that_were_asked_for_are_said_everywhere(checkpoints: tuple[Model, ...], tmp_path: Path):
     inputs = ("images", "intrinsics", "poses", "depth")
-    evaluate(make_job(tmp_path / "out", checkpoints[:1], Choice(BOTH.selection, sample=1), inputs=inputs))
+    evaluate(make_job(tmp_path / "out", checkpoints[:1], SceneChoice(BOTH.selection, sample=1), inputs=inputs))
     assert "**Ground truth was among the inputs" in (tmp_path / "out" / "summary.md").read_text()
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["inputs"] == list(inputs)
     key = find_scenes(IMAGES, BOTH.selection)[0]
@@ -310,7 +314,7 @@ def test_perfect_network_gets_perfect_figures(checkpoints: tuple[Model, ...], tm
         said.metric_scaling_factor = torch.ones(1, 1)
         return said
 
-    monkeypatch.setattr(module, "predict_scene", cheat)
+    monkeypatch.setattr(predict, "predict_scene", cheat)
     summary = evaluate(make_job(tmp_path / "out", checkpoints[:1]))
     for mode in ("single", "coop"):
         found = {name: stats.mean for name, stats in summary.whole["pretrain", mode].items()}
@@ -325,21 +329,21 @@ def test_perfect_network_gets_perfect_figures(checkpoints: tuple[Model, ...], tm
 
 
 def test_sample_is_seeded_and_the_same_for_both_modes():
-    drawn = [choose(IMAGES, Choice(BOTH.selection, sample=2, seed=seed)) for seed in range(8)]
-    assert drawn[3] == choose(IMAGES, Choice(BOTH.selection, sample=2, seed=3))
+    drawn = [list_scenes(IMAGES, SceneChoice(BOTH.selection, sample=2, seed=seed)) for seed in range(8)]
+    assert drawn[3] == list_scenes(IMAGES, SceneChoice(BOTH.selection, sample=2, seed=3))
     assert len({str([str(key) for key in of["coop"]]) for of in drawn}) > 1
     for of in drawn:
         assert [str(key) for key in of["single"]] == [str(key) for key in of["coop"]]
         assert len(of["coop"]) == 2 and of["coop"][0].agents == ("641", "650") and of["single"][0].agents == ("641",)
     with pytest.raises(InputError, match="a sample of 9 timestamps was asked for, but there are 4"):
-        choose(IMAGES, Choice(BOTH.selection, sample=9))
+        list_scenes(IMAGES, SceneChoice(BOTH.selection, sample=9))
 
 
 def test_every_agent_and_splits():
-    every = choose(IMAGES, Choice(BOTH.selection, every_agent=True), ("single",))
+    every = list_scenes(IMAGES, SceneChoice(BOTH.selection, every_agent=True), ("single",))
     assert list(every) == ["single"] and len(every["single"]) == 8
-    assert {key.split for key in choose(IMAGES, Choice())["coop"]} == {"validate"}  # there is no test split
-    assert {key.split for key in choose(IMAGES, Choice(selection=Selection(splits=("train",))))["coop"]} == {"train"}
+    assert {key.split for key in list_scenes(IMAGES, SceneChoice())["coop"]} == {"validate"}  # there is no test split
+    assert {key.split for key in list_scenes(IMAGES, SceneChoice(selection=Selection(splits=("train",))))["coop"]} == {"train"}
 
 
 def test_list_file(tmp_path: Path):
@@ -349,7 +353,7 @@ def test_list_file(tmp_path: Path):
         "train/2021_09_10_05_59_10/001042\n"
     )
     assert read_frames(path)[4] == ("validate", "2021_09_05_07_39_11", "650", "000751")
-    found = choose(IMAGES, Choice(frames=path))
+    found = list_scenes(IMAGES, SceneChoice(frames=path))
     assert [key.agents for key in found["coop"]] == [("641", "650"), ("650", "641")]
     assert [str(key) for key in found["single"]] == [str(key) for key in found["coop"]]
 
@@ -370,7 +374,7 @@ def test_bad_list_file(tmp_path: Path, text: str, problem: str):
     path = tmp_path / "frames.txt"
     path.write_text(text)
     with pytest.raises(InputError, match=problem):
-        choose(IMAGES, Choice(frames=path))
+        list_scenes(IMAGES, SceneChoice(frames=path))
 
 
 def test_list_of_timestamps_with_one_vehicle(tmp_path: Path, sample_root: Path):
@@ -378,11 +382,11 @@ def test_list_of_timestamps_with_one_vehicle(tmp_path: Path, sample_root: Path):
     path = tmp_path / "frames.txt"
     path.write_text("train/2021_09_10_05_59_10/001042")
     with pytest.raises(InputError, match="with 2 agents or more"):
-        choose(sample_root, Choice(frames=path))
-    assert len(choose(sample_root, Choice(frames=path, min_agents=1))["coop"]) == 1
+        list_scenes(sample_root, SceneChoice(frames=path))
+    assert len(list_scenes(sample_root, SceneChoice(frames=path, min_agents=1))["coop"]) == 1
     path.unlink()
     with pytest.raises(InputError, match=r"frames.txt: .*No such file"):
-        choose(sample_root, Choice(frames=path))
+        list_scenes(sample_root, SceneChoice(frames=path))
 
 
 # Tables
@@ -398,6 +402,6 @@ def test_ranking_and_numbers():
     assert [row["chamfer_m"] for row in found] == ["3", "nan", "1", "2", "3"]
 
 
-def test_reconstruction_is_what_is_measured(network: MapAnything):
+def test_reconstruction_is_what_is_measured():
     """No second reading of the network's output: what infer exports is what is measured."""
-    assert module.reconstruct is reconstruct
+    assert module.reconstruct_scene is stream.reconstruct_scene is predict.reconstruct_scene

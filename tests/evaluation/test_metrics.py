@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mapanything.evaluation import clouds, metrics, statistics
+from mapanything.evaluation import metrics, statistics
 from mapanything.evaluation.scene import COLUMNS, POSE_COLUMNS, Options, Truth, measure
 from mapanything.geometry.rigid import invert, rotation_angle_deg, transform
 from tests.helpers.known_errors import HEIGHT, WIDTH, make_truth, moved, perfect, pose, scaled, turn_deg
@@ -380,7 +380,7 @@ def test_nearest_neighbours_are_those_of_brute_force(n, m, seed, kind):
         a = b.copy()
     elif kind == "grid":
         a, b = np.round(a / 10), np.round(b / 10)
-    np.testing.assert_allclose(clouds.nearest_distances(a, b), brute_force(a, b), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(metrics.nearest_distances(a, b), brute_force(a, b), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.slow
@@ -401,11 +401,11 @@ def test_nearest_neighbours_are_faster_than_open3ds_own():
 
     seconds: dict[str, list[float]] = {"ours": [], "plain": []}
     for _ in range(5):
-        for name, function in {"ours": lambda: clouds.nearest_distances(a, b), "plain": plain}.items():
+        for name, function in {"ours": lambda: metrics.nearest_distances(a, b), "plain": plain}.items():
             start = time.perf_counter()
             found = function()
             seconds[name].append(time.perf_counter() - start)
-    np.testing.assert_allclose(found, clouds.nearest_distances(a, b), rtol=1e-12)
+    np.testing.assert_allclose(found, metrics.nearest_distances(a, b), rtol=1e-12)
     assert min(seconds["ours"]) < min(seconds["plain"])
 
 
@@ -413,11 +413,11 @@ def test_chamfer_is_that_of_loops():
     rng = np.random.default_rng(8)
     a, b = rng.normal(size=(70, 3)), rng.normal(size=(90, 3)) + 1
     there, back = brute_force(a, b).mean(), brute_force(b, a).mean()
-    found = clouds.chamfer(a, b, 1000, rng)
+    found = metrics.chamfer(a, b, 1000, rng)
     assert found["chamfer_pred_to_true_m"] == pytest.approx(there)
     assert found["chamfer_true_to_pred_m"] == pytest.approx(back)
     assert found["chamfer_m"] == pytest.approx((there + back) / 2)
-    some = [clouds.chamfer(a, b, 30, np.random.default_rng(i))["chamfer_m"] for i in range(300)]
+    some = [metrics.chamfer(a, b, 30, np.random.default_rng(i))["chamfer_m"] for i in range(300)]
     assert np.mean(some) == pytest.approx((there + back) / 2, rel=0.02)  # a part of the points gives no other figure
 
 
@@ -425,7 +425,7 @@ def test_chamfer_is_that_of_loops():
 @given(st.integers(0, 50), st.integers(0, 2**32 - 1), st.sampled_from([0.3, 0.5, 1.0, 7.0]), st.sampled_from([1.0, 10.0]))
 def test_cells_are_those_of_a_loop(n, seed, cell, extent):
     points = np.random.default_rng(seed).uniform(-15, 15, (n, 3))
-    grid = clouds.Grid(cell, extent)
+    grid = metrics.Grid(cell, extent)
     cells = math.ceil(2 * extent / cell)
     expected = set()
     for x, _, z in points:
@@ -436,7 +436,7 @@ def test_cells_are_those_of_a_loop(n, seed, cell, extent):
 
 
 def test_overlap_from_above():
-    grid = clouds.Grid(1.0, 10.0)
+    grid = metrics.Grid(1.0, 10.0)
     a = np.array([[0.5, 0, 0.5], [1.5, 5, 0.5], [2.5, 0, 0.5]])
     assert grid.iou(a, a[1:] + np.array([0, 3, 0])) == pytest.approx(2 / 3)  # height does not count
     assert grid.iou(a, a + 5) == 0
@@ -446,7 +446,7 @@ def test_overlap_from_above():
 
 
 def test_region_is_opv2vs_z_and_a_radius():
-    region = clouds.Region(-3, 1, 50)
+    region = metrics.Region(-3, 1, 50)
     points = np.array([[0, 2.9, 0], [0, 3.1, 0], [0, -0.9, 0], [0, -1.1, 0], [30, 0, 39], [30, 0, 41]], dtype=float)
     assert region.inside(points).tolist() == [True, False, True, False, True, False]
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from mapanything.evaluation.scene import Truth
 from mapanything.geometry.rigid import invert, matrix_from_quat
-from mapanything.inference.predict import Reconstruction
+from mapanything.results.reconstruction import Reconstruction
 
 HEIGHT, WIDTH = 9, 12
 

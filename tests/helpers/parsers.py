@@ -17,15 +17,15 @@ import numpy as np
 
 from mapanything.arrays import npy_header
 from mapanything.errors import InputError
-from mapanything.inference.select import SceneKey
 from mapanything.opv2v.depth import read_depth
 from mapanything.opv2v.exclude import read_exclude
 from mapanything.opv2v.frame import read_frame
 from mapanything.opv2v.index import load_index
 from mapanything.opv2v.pcd import decode_pcd
 from mapanything.opv2v.png import check_png, decode_rgb
-from mapanything.results.cloud_files import read_cloud
-from mapanything.results.read import read_prediction
+from mapanything.pictures.cloud_files import read_cloud
+from mapanything.pictures.predictions import read_prediction
+from mapanything.results.record import SceneKey
 from tests.helpers.file_bytes import npy_bytes, pcd_bytes, png_bytes
 from tests.helpers.prediction_files import write_prediction
 from tests.helpers.record_parsers import (

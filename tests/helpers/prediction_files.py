@@ -8,12 +8,13 @@ import numpy as np
 
 from mapanything.geometry.camera import rays
 from mapanything.geometry.rigid import invert
-from mapanything.inference.predict import Reconstruction
-from mapanything.inference.select import SceneKey
+from mapanything.inference.select import frame_key
 from mapanything.opv2v.frame import read_frame
 from mapanything.opv2v.layout import NUM_CAMERAS, FrameKey, FramePaths
 from mapanything.opv2v.png import read_image
-from mapanything.results.export import Settings, scene_folder, write_scene
+from mapanything.results.export import write_scene
+from mapanything.results.reconstruction import Reconstruction
+from mapanything.results.record import SceneKey, Settings, scene_folder
 
 SIZE = (80, 42)
 
@@ -27,7 +28,7 @@ def write_prediction(
     root: Path, out: Path, key: SceneKey, *, clouds: tuple[str, ...] = ("pcd",), axes: str = "opv2v", depth: float = 8.0
 ) -> Path:
     """A wall `depth` metres in front of every camera, at the true poses; the left half of each image is trusted."""
-    frames = {agent: read_frame(FramePaths(root, key.of(agent)).yaml) for agent in key.agents}
+    frames = {agent: read_frame(FramePaths(root, frame_key(key, agent)).yaml) for agent in key.agents}
     cameras = [frames[agent].cameras[k] for agent, k in key.views]
     world_from_camera = np.stack([camera.world_from_camera for camera in cameras])
     width, height = SIZE
@@ -35,7 +36,9 @@ def write_prediction(
     points = (rays(k, height, width) * depth).astype(np.float32)
     mask = np.zeros((len(cameras), height, width), bool)
     mask[:, :, : width // 2] = True
-    colours = np.stack([read_image(FramePaths(root, key.of(agent)).image(c))[:height, :width] for agent, c in key.views])
+    colours = np.stack(
+        [read_image(FramePaths(root, frame_key(key, agent)).image(c))[:height, :width] for agent, c in key.views]
+    )
     made = Reconstruction(
         points_cam=np.repeat(points[None], len(cameras), axis=0),
         view0_from_camera=invert(world_from_camera[0]) @ world_from_camera,

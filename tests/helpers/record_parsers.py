@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mapanything.evaluation.frames import read_frames
+from mapanything.evaluation.scene_list import read_frames
 from mapanything.inference.pixels import decode, image_size
 from mapanything.opv2v.png import read_bytes
-from mapanything.results.export import is_done
+from mapanything.results.record import is_done
 
 Check = Callable[[bytes], None]
 Made = tuple[list[bytes], Check]

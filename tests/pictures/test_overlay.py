@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from mapanything.geometry.camera import project
+from mapanything.pictures.colors import depth_colors
 from mapanything.pictures.overlay import (
     NEAR,
     box_segments,
     clip_near,
     clip_to_image,
-    depth_colors,
     draw_boxes,
     draw_points,
     enlarge,

@@ -12,15 +12,13 @@ from mapanything.geometry.camera import project
 from mapanything.geometry.rigid import invert, transform
 from mapanything.opv2v.layout import scan
 from mapanything.pictures import curves
-from mapanything.pictures.canvas import LIGHT, axes_at, figure_image, new_figure, png_bytes
+from mapanything.pictures.canvas import axes_at, figure_image, new_figure, png_bytes
+from mapanything.pictures.colors import LIGHT, PREDICTED, TRUE, agent_color, depth_colors
 from mapanything.pictures.comparison import compare, draw_comparison
 from mapanything.pictures.curves import draw_run
 from mapanything.pictures.depth import DepthView, draw_depths, paint
-from mapanything.pictures.overlay import depth_colors
 from mapanything.pictures.picture import (
     LAYERS,
-    PREDICTED,
-    TRUE,
     Picture,
     cloud_picture,
     draw_panel,
@@ -35,11 +33,11 @@ from mapanything.pictures.scenes import (
     Cloud,
     Rings,
     Trajectory,
-    agent_color,
     build_scene,
+    read_positions,
     read_timestamp,
+    trajectories,
 )
-from mapanything.pictures.trajectories import read_positions, trajectories
 from mapanything.pictures.viewpoints import chase_view
 
 SIZE = (320, 200)

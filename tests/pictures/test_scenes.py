@@ -9,18 +9,11 @@ import pytest
 
 from mapanything.errors import InputError
 from mapanything.geometry.camera import project
+from mapanything.geometry.colors import map_colors
 from mapanything.geometry.rigid import invert, rotation_error, transform
 from mapanything.opv2v.layout import AgentFolder, scan
-from mapanything.pictures.scenes import (
-    AgentFrame,
-    Cameras,
-    agent_color,
-    build_scene,
-    cameras_of,
-    map_colors,
-    read_timestamp,
-    vehicle_boxes,
-)
+from mapanything.pictures.colors import agent_color
+from mapanything.pictures.scenes import AgentFrame, Cameras, build_scene, cameras_of, read_timestamp, vehicle_boxes
 
 
 def first_scenario(root: Path) -> list[AgentFolder]:

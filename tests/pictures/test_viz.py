@@ -20,11 +20,12 @@ from mapanything.inference.select import find_scenes
 from mapanything.opv2v.depth import read_depth, write_depth_png
 from mapanything.opv2v.layout import FrameKey, scan, scan_agent
 from mapanything.pictures import plots
-from mapanything.pictures.picture import PREDICTED, scene_picture
+from mapanything.pictures.colors import BOX_COLOR, PREDICTED
+from mapanything.pictures.picture import scene_picture
 from mapanything.pictures.plots import POSE_SIZE, image_sheet, image_sheet_size
-from mapanything.pictures.scenes import BOX_COLOR, Cameras, build_scene, read_timestamp
+from mapanything.pictures.predictions import read_prediction
+from mapanything.pictures.scenes import Cameras, build_scene, read_timestamp
 from mapanything.results.clouds import encode_ply
-from mapanything.results.read import read_prediction
 from mapanything.tools import viz, viz_newest, viz_predictions, viz_scenes, viz_sequence
 from mapanything.tools.viz_predictions import add_prediction
 from tests.helpers.prediction_files import write_prediction

@@ -14,14 +14,16 @@ from mapanything.arrays import PNG_SCALE
 from mapanything.errors import InputError
 from mapanything.geometry import carla
 from mapanything.geometry.rigid import invert, transform
-from mapanything.inference.predict import Reconstruction, reconstruct
-from mapanything.inference.select import Scene, SceneKey, find_scenes, load_scene
+from mapanything.inference.predict import reconstruct
+from mapanything.inference.select import SceneSample, find_scenes, frame_key, load_scene
 from mapanything.opv2v.depth import lidar_depth, read_depth, write_depth_npy
 from mapanything.opv2v.frame import read_frame
 from mapanything.opv2v.layout import DepthLayout, FramePaths
 from mapanything.opv2v.pcd import decode_pcd, read_pcd
 from mapanything.results.clouds import encode_glb, encode_pcd, encode_ply
-from mapanything.results.export import Settings, cloud, is_done, scene_folder, write_scene
+from mapanything.results.export import placed_cloud, write_scene
+from mapanything.results.reconstruction import Reconstruction
+from mapanything.results.record import SceneKey, Settings, is_done, scene_folder
 from tests.helpers.perfect import perfect_prediction
 
 SAMPLE = Path(__file__).parents[1] / "fixtures" / "sample_opv2v"
@@ -105,13 +107,13 @@ def test_a_viewer_shows_glb_upright_and_not_mirrored(axes, forward, right, up):
 
 
 @pytest.fixture(scope="module")
-def scene() -> Scene:
+def scene() -> SceneSample:
     key = find_scenes(IMAGES, mode="coop")[0]
     return load_scene(IMAGES, DepthLayout(DEPTH), key, (84, 42))
 
 
 @pytest.fixture(scope="module")
-def made(scene: Scene) -> Reconstruction:
+def made(scene: SceneSample) -> Reconstruction:
     return reconstruct(perfect_prediction(scene.views))
 
 
@@ -119,7 +121,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_files_of_a_scene(scene: Scene, made: Reconstruction, tmp_path: Path):
+def test_files_of_a_scene(scene: SceneSample, made: Reconstruction, tmp_path: Path):
     folder = scene_folder(tmp_path, scene.key)
     write_scene(folder, scene.key, made, scene.lidar_from_view0, SETTINGS)
     record, poses = (json.loads((folder / name).read_text()) for name in ("scene.json", "poses.json"))
@@ -142,7 +144,7 @@ def test_files_of_a_scene(scene: Scene, made: Reconstruction, tmp_path: Path):
         picture = read_depth(folder / view["name"] / "depth.png")
         near = mask & (np.rint(depth.astype(np.float64) * PNG_SCALE) <= 65535)
         assert np.array_equal(picture > 0, near) and np.abs(picture - depth)[near].max() <= 0.5 / PNG_SCALE + 1e-6
-        # The cloud from the single files, as a reader would make it.
+        # The placed_cloud from the single files, as a reader would make it.
         v, u = np.nonzero(mask)
         k, z = np.array(view["intrinsics"]), depth[mask].astype(np.float64)
         rays = np.stack([(u - k[0, 2]) / k[0, 0], (v - k[1, 2]) / k[1, 1], np.ones_like(z)], -1)
@@ -151,13 +153,13 @@ def test_files_of_a_scene(scene: Scene, made: Reconstruction, tmp_path: Path):
     assert np.abs(np.concatenate(rebuilt) - points).max() < 1e-3
 
 
-def test_opencv_axes_are_the_same_points(scene: Scene, made: Reconstruction):
-    ue, colours = cloud(made, scene.lidar_from_view0, "opv2v")
-    cv, _ = cloud(made, scene.lidar_from_view0, "opencv")
+def test_opencv_axes_are_the_same_points(scene: SceneSample, made: Reconstruction):
+    ue, colours = placed_cloud(made, scene.lidar_from_view0, "opv2v")
+    cv, _ = placed_cloud(made, scene.lidar_from_view0, "opencv")
     assert np.allclose(carla.cv_points(ue), cv, atol=1e-4) and len(colours) == len(ue)
 
 
-def test_a_finished_scene_is_known_and_another_is_refused(scene: Scene, made: Reconstruction, tmp_path: Path):
+def test_a_finished_scene_is_known_and_another_is_refused(scene: SceneSample, made: Reconstruction, tmp_path: Path):
     folder, key = scene_folder(tmp_path, scene.key), scene.key
     assert not is_done(folder, SETTINGS.record(key))
     write_scene(folder, key, made, scene.lidar_from_view0, SETTINGS)
@@ -179,7 +181,7 @@ def test_a_finished_scene_is_known_and_another_is_refused(scene: Scene, made: Re
     assert not is_done(folder, SETTINGS.record(key))
 
 
-def test_writing_anew_gives_the_same_bytes_and_leaves_nothing_over(scene: Scene, made: Reconstruction, tmp_path: Path):
+def test_writing_anew_gives_the_same_bytes_and_leaves_nothing_over(scene: SceneSample, made: Reconstruction, tmp_path: Path):
     a, b = scene_folder(tmp_path / "a", scene.key), scene_folder(tmp_path / "b", scene.key)
     write_scene(a, scene.key, made, scene.lidar_from_view0, SETTINGS)
     write_scene(b, scene.key, made, scene.lidar_from_view0, SETTINGS)
@@ -192,7 +194,7 @@ def test_writing_anew_gives_the_same_bytes_and_leaves_nothing_over(scene: Scene,
 
 
 @pytest.mark.faults
-def test_a_disk_that_fills_up_leaves_no_finished_scene(scene: Scene, made: Reconstruction, tmp_path: Path, monkeypatch):
+def test_a_disk_that_fills_up_leaves_no_finished_scene(scene: SceneSample, made: Reconstruction, tmp_path: Path, monkeypatch):
     from mapanything import files as package_files
 
     folder = scene_folder(tmp_path, scene.key)
@@ -211,23 +213,23 @@ def test_a_disk_that_fills_up_leaves_no_finished_scene(scene: Scene, made: Recon
     assert not (folder / "scene.json").exists() and not list(folder.rglob(".tmp-*"))
 
 
-# The cloud lies on the LiDAR's
+# The placed_cloud lies on the LiDAR's
 
 
-def lidar_scene(root: Path, depth_root: Path, key: SceneKey, resolution: tuple[int, int]) -> tuple[Scene, np.ndarray]:
+def lidar_scene(root: Path, depth_root: Path, key: SceneKey, resolution: tuple[int, int]) -> tuple[SceneSample, np.ndarray]:
     """A scene whose depth comes from its own clouds, and these clouds in the main agent's frame, Unreal axes as stored."""
     layout = DepthLayout(depth_root)
-    frames = {agent: read_frame(FramePaths(root, key.of(agent)).yaml) for agent in key.agents}
+    frames = {agent: read_frame(FramePaths(root, frame_key(key, agent)).yaml) for agent in key.agents}
     lidar_from_world = invert(frames[key.main_agent].world_from_lidar)
     clouds = []
     for agent, frame in frames.items():
-        points = read_pcd(FramePaths(root, key.of(agent)).pcd).points
+        points = read_pcd(FramePaths(root, frame_key(key, agent)).pcd).points
         moved = carla.ue_from_cv(lidar_from_world @ frame.world_from_lidar)
         clouds.append(transform(moved, points.astype(np.float64)))
         for camera in frame.cameras:
             depth = lidar_depth(points, camera, *camera.image_size)
-            write_depth_npy(layout.path(key.of(agent), camera.index), depth)
-    assert np.allclose(clouds[0], read_pcd(FramePaths(root, key.of(key.main_agent)).pcd).points, atol=1e-4)
+            write_depth_npy(layout.path(frame_key(key, agent), camera.index), depth)
+    assert np.allclose(clouds[0], read_pcd(FramePaths(root, frame_key(key, key.main_agent)).pcd).points, atol=1e-4)
     return load_scene(root, layout, key, resolution), np.concatenate(clouds)
 
 

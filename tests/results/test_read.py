@@ -11,31 +11,21 @@ import pytest
 from mapanything.errors import InputError
 from mapanything.geometry import carla
 from mapanything.geometry.rigid import invert, transform
-from mapanything.inference.select import SceneKey, find_scenes
+from mapanything.inference.select import find_scenes, frame_key
 from mapanything.opv2v.frame import read_frame
 from mapanything.opv2v.layout import FramePaths
 from mapanything.opv2v.pcd import read_pcd
-from mapanything.pictures.scenes import Cloud, agent_color
-from mapanything.results import export
-from mapanything.results import read as predictions
-from mapanything.results.read import (
-    ERROR_RANGE,
-    error_cloud,
-    error_colors,
-    error_distances,
-    find_predictions,
-    read_prediction,
-)
+from mapanything.pictures.colors import ERROR_RANGE, agent_color, error_colors
+from mapanything.pictures.predictions import error_cloud, error_distances, read_prediction
+from mapanything.pictures.scenes import Cloud
+from mapanything.results.read import find_predictions
+from mapanything.results.record import SceneKey
 from tests.helpers.prediction_files import SIZE, write_prediction
 
 
 @pytest.fixture
 def key(sample_root: Path) -> SceneKey:
     return find_scenes(sample_root, mode="coop")[0]
-
-
-def test_words_are_those_of_the_export():
-    assert (predictions.RECORD, predictions.FORMAT) == (export.RECORD, export.FORMAT)
 
 
 def test_found_in_order_and_whole_ones_only(sample_root: Path, tmp_path: Path):
@@ -58,10 +48,10 @@ def test_cloud_lies_in_the_main_agents_frame(
     assert (predicted.split, predicted.scenario, predicted.agent, predicted.frame) == tuple(str(key).split("/"))
     assert predicted.agents == key.agents and predicted.inputs == ("images",)
     # Slow and obvious: every trusted pixel of every view, through the true poses.
-    main = read_frame(FramePaths(sample_root, key.of(key.main_agent)).yaml)
+    main = read_frame(FramePaths(sample_root, frame_key(key, key.main_agent)).yaml)
     want = []
     for agent, k in key.views:
-        camera = read_frame(FramePaths(sample_root, key.of(agent)).yaml).cameras[k]
+        camera = read_frame(FramePaths(sample_root, frame_key(key, agent)).yaml).cameras[k]
         pixels = [((u - 41.5) / 40 * 8, (v - 20.5) / 40 * 8, 8.0) for v in range(SIZE[1]) for u in range(SIZE[0] // 2)]
         want.append(transform(invert(main.world_from_lidar) @ camera.world_from_camera, np.array(pixels)))
     assert np.abs(predicted.cloud.points - np.concatenate(want)).max() < 1e-3
@@ -159,5 +149,5 @@ def test_error_colours_grow_lighter_and_stay_at_their_ends():
 
 
 def test_a_true_cloud_has_no_error(sample_root: Path, key: SceneKey):
-    points = carla.cv_points(read_pcd(FramePaths(sample_root, key.of(key.main_agent)).pcd).points)
+    points = carla.cv_points(read_pcd(FramePaths(sample_root, frame_key(key, key.main_agent)).pcd).points)
     assert error_distances(points, points).max() == 0

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mapanything.geometry.colors import linear_from_srgb
 from mapanything.geometry.rigid import quat_from_matrix
 from mapanything.opv2v.layout import Selection
+from mapanything.pictures.colors import agent_color
 from mapanything.pictures.render import View
-from mapanything.pictures.scenes import Cloud, agent_color
-from mapanything.viewer.browser import IMAGES, LABELS, Browser, linear, look_from, view_of
+from mapanything.pictures.scenes import Cloud
+from mapanything.viewer.browser import IMAGES, LABELS, Browser, look_from, view_of
 from mapanything.viewer.frames import Catalog, ViewerFrame, load_frame, shuffled
 from mapanything.viewer.layers import (
     CHUNK_POINTS,
@@ -216,7 +218,7 @@ def test_path_with_gaps_and_colours_of_lines(frame: ViewerFrame):
     Browser(client).show(shown(frame, look, positions), frame, look)
     points, colors = client.scene.nodes[f"/paths/{agent}/lines"].args
     assert points.shape == colors.shape == (2, 2, 3) and np.isfinite(points).all()
-    assert linear(np.array([0, 10, 188, 255], np.uint8)).tolist() == [0, 1, 128, 255]  # IEC 61966-2-1
+    assert (colors == np.rint(255 * linear_from_srgb(agent_color(0) / 255))).all()  # sRGB would be drawn too pale
 
 
 def test_a_clients_view_is_the_pictures():

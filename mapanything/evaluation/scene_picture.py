@@ -7,16 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mapanything.evaluation.clouds import sample_rows
-from mapanything.evaluation.metrics import Float, proper_poses
+from mapanything.evaluation.metrics import Float, proper_poses, sample_rows
 from mapanything.evaluation.scene import Truth, in_one_frame
-from mapanything.inference.predict import Reconstruction
-from mapanything.pictures import canvas as figures
-from mapanything.pictures import render
+from mapanything.pictures.canvas import new_figure, png_bytes
+from mapanything.pictures.colors import BACKGROUND, LIGHT, PREDICTED, TRUE, TRUE_BELOW, rgb
+from mapanything.pictures.render import View, chase_view, render
 from mapanything.pictures.scenes import Cameras, Cloud
+from mapanything.results.reconstruction import Reconstruction
 
-PREDICTED, TRUE = np.array([255, 145, 0], np.uint8), np.array([0, 229, 255], np.uint8)
-TRUE_POINTS = np.array([70, 150, 190], np.uint8)
 SIZE = (1600, 880)  # pixels
 PANEL = (790, 560)
 MOST_POINTS = 400_000
@@ -38,26 +36,26 @@ def scene_png(predicted: Reconstruction, truth: Truth, title: str) -> bytes:
         _cameras(truth.lidar_from_camera, truth.intrinsics, size, TRUE),
     ]
     reach = float(np.abs(truth.lidar_from_camera[:, :3, 3]).max())
-    above = render.View.look_at(
+    above = View.look_at(
         (0.0, -70.0 - 2 * reach, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 1.0), width=PANEL[0], height=PANEL[1], **_style()
     )
-    figure = figures.new_figure(*SIZE)
-    for column, view in enumerate((render.chase_view(*PANEL, **_style()), above)):
-        image = render.render(items, view)
+    figure = new_figure(*SIZE)
+    for column, view in enumerate((chase_view(*PANEL, **_style()), above)):
+        image = render(items, view)
         figure.figimage(image, 5 + column * (PANEL[0] + 10), SIZE[1] - 60 - PANEL[1], origin="upper")
-    figure.text(0.006, 1 - 30 / SIZE[1], title, color=figures.LIGHT, fontsize=13, va="center")
+    figure.text(0.006, 1 - 30 / SIZE[1], title, color=LIGHT, fontsize=13, va="center")
     legend = {"predicted cameras; predicted points in the images' colours": PREDICTED, "true cameras and points": TRUE}
     for line, (text, color) in enumerate(legend.items()):
-        rgb = tuple((color / 255).tolist())
-        figure.text(0.006 + 0.4 * line, 1 - (60 + PANEL[1] + 18) / SIZE[1], f"■ {text}", color=rgb, fontsize=11, va="center")
+        y = 1 - (60 + PANEL[1] + 18) / SIZE[1]
+        figure.text(0.006 + 0.4 * line, y, f"■ {text}", color=rgb(color), fontsize=11, va="center")
     shown = min(views, 8)
     for i in range(shown):
         _thumbnail(figure, predicted.colours[i], f"{truth.agents[i]} {truth.cameras[i]}", i, shown)
-    return figures.png_bytes(figure)
+    return png_bytes(figure)
 
 
 def _style() -> dict[str, Any]:
-    return {"background": figures.BACKGROUND, "point_size": 1.5, "line_width": 2.0, "supersample": 2}
+    return {"background": BACKGROUND, "point_size": 1.5, "line_width": 2.0, "supersample": 2}
 
 
 def _clouds(predicted: Reconstruction, truth: Truth, placed: Float) -> list[Cloud]:
@@ -71,7 +69,7 @@ def _clouds(predicted: Reconstruction, truth: Truth, placed: Float) -> list[Clou
     with np.errstate(invalid="ignore", over="ignore"):
         rows = rows[np.linalg.norm(rows[:, :3], axis=1) < REACH]
     true = sample_rows(true[np.linalg.norm(true, axis=1) < REACH], MOST_POINTS, rng)
-    return [Cloud(true, TRUE_POINTS), Cloud(rows[:, :3], rows[:, 3:].astype(np.uint8))]
+    return [Cloud(true, TRUE_BELOW), Cloud(rows[:, :3], rows[:, 3:].astype(np.uint8))]
 
 
 def _cameras(poses: Float, intrinsics: Float, size: tuple[int, int], color: NDArray[np.uint8]) -> Cameras:
@@ -91,4 +89,4 @@ def _thumbnail(figure: Any, image: NDArray[np.uint8], name: str, place: int, cou
     axes.imshow(image)
     axes.set_axis_off()
     y = (bottom + height + 10) / SIZE[1]
-    figure.text(left / SIZE[0], y, name, color=figures.LIGHT, fontsize=10, va="center")
+    figure.text(left / SIZE[0], y, name, color=LIGHT, fontsize=10, va="center")

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from mapanything.evaluation.report import Row, Summary, parts
-from mapanything.pictures.canvas import DARK, GRID, LIGHT, new_figure, png_bytes
+from mapanything.pictures.canvas import new_figure, png_bytes
+from mapanything.pictures.colors import DARK, GRID, LIGHT
 
 PANELS = (
     ("pose_translation_m", "pose translation, m"),

@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from mapanything.errors import InputError
-from mapanything.evaluation import figures, pictures, report
+from mapanything.evaluation import charts, report
 from mapanything.evaluation.report import Row, Summary
 from mapanything.evaluation.scene import Measured, Options, Truth, measure
+from mapanything.evaluation.scene_picture import scene_png
 from mapanything.files import write_atomic
-from mapanything.inference.predict import Reconstruction, predict_scene, reconstruct
-from mapanything.inference.select import RESOLUTION, Scene, SceneKey, depth_layout, load_scene
-from mapanything.inference.stream import ahead
+from mapanything.inference.predict import reconstruct_scene
+from mapanything.inference.select import RESOLUTION, SceneSample, depth_layout, load_scene
+from mapanything.inference.stream import pipelined
 from mapanything.models.mapanything import MapAnything
-from mapanything.results.export import Settings, scene_folder, write_scene
+from mapanything.results.export import write_scene
+from mapanything.results.reconstruction import Reconstruction
+from mapanything.results.record import SceneKey, Settings, scene_folder
 
 READERS, MEASURERS = 2, 2
 Progress = Callable[[str], None]  # a scene is done, or (not '') what is wrong with it
@@ -43,7 +44,7 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class EvaluationJob:
     """What is evaluated.
 
     Attributes:
@@ -98,7 +99,7 @@ class Timing:
         }
 
 
-def evaluate(job: Job, progress: Progress = lambda _: None) -> Summary:
+def evaluate(job: EvaluationJob, progress: Progress = lambda _: None) -> Summary:
     """Evaluates everything and writes the results into `job.out`; summary.json comes last and names all of them.
 
     Raises:
@@ -122,8 +123,8 @@ def evaluate(job: Job, progress: Progress = lambda _: None) -> Summary:
     summary = Summary(rows, job.seed)
     files.write("metrics.csv", report.metrics_csv(rows))
     files.write("groups.csv", report.groups_csv(rows))
-    files.write("plots/metrics.png", figures.metrics_png(rows))
-    files.write("plots/groups.png", figures.groups_png(summary))
+    files.write("plots/metrics.png", charts.metrics_png(rows))
+    files.write("plots/groups.png", charts.groups_png(summary))
     files.write("summary.md", report.summary_md(summary, job.inputs, len(problems), job.options.reference))
     write_atomic(job.out / "timing.json", report.json_bytes({"device": job.device, "models": timings}))
     record = _record(job, problems) | {"files": sorted([*files.names, "timing.json"])}
@@ -145,7 +146,7 @@ class _Files:
         self.names += [path.relative_to(self.out).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
-def _record(job: Job, problems: dict[str, str]) -> dict[str, Any]:
+def _record(job: EvaluationJob, problems: dict[str, str]) -> dict[str, Any]:
     """What was evaluated, and how."""
     options = job.options
     return {
@@ -178,7 +179,7 @@ def _record(job: Job, problems: dict[str, str]) -> dict[str, Any]:
 
 
 def _rows(
-    job: Job,
+    job: EvaluationJob,
     network: MapAnything,
     name: str,
     mode: str,
@@ -187,55 +188,41 @@ def _rows(
     problems: dict[str, str],
     progress: Progress,
 ) -> Iterator[Row]:
-    def read(key: SceneKey) -> tuple[Scene, Truth]:
+    def read(key: SceneKey) -> tuple[SceneSample, Truth]:
         return _read(job, mode, key)
 
-    with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(MEASURERS) as measurers:
-        measuring: deque[tuple[SceneKey, Future[Measured]]] = deque()
-
-        def finished(most: int) -> Iterator[Row]:
-            while len(measuring) > most:
-                key, done = measuring.popleft()
-                yield Row(name, mode, key, done.result())
-                progress("")
-
+    def predict(key: SceneKey, reading: Future[tuple[SceneSample, Truth]]) -> tuple[Reconstruction, Truth] | None:
         try:
-            for key, reading in ahead(readers, read, keys, READERS + 1):
-                try:
-                    scene, truth = reading.result()
-                except InputError as error:
-                    if f"{mode} {key}" not in problems:
-                        problems[f"{mode} {key}"] = str(error)
-                    progress(f"{mode} {key}: {error}")
-                    continue
-                start = time.perf_counter()
-                predicted = _predict(job, network, scene)  # on the CPU in the end, so a GPU has finished too
-                timing.seconds.append(time.perf_counter() - start)
-                timing.points.append(int(predicted.mask.sum()))
-                rng = np.random.default_rng([job.seed, zlib.crc32(f"{mode} {key}".encode())])
-                measuring.append((key, measurers.submit(measure, predicted, truth, job.options, rng)))
-                yield from finished(MEASURERS)
-            yield from finished(0)
-        except BaseException:
-            for pool in (readers, measurers):
-                pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            scene, truth = reading.result()
+        except InputError as error:
+            problems.setdefault(f"{mode} {key}", str(error))
+            progress(f"{mode} {key}: {error}")
+            return None
+        start = time.perf_counter()
+        predicted = _predict(job, network, scene)  # on the CPU in the end, so a GPU has finished too
+        timing.seconds.append(time.perf_counter() - start)
+        timing.points.append(int(predicted.mask.sum()))
+        return predicted, truth
+
+    def measure_one(key: SceneKey, made: tuple[Reconstruction, Truth]) -> Measured:
+        rng = np.random.default_rng([job.seed, zlib.crc32(f"{mode} {key}".encode())])
+        return measure(*made, job.options, rng)
+
+    for key, measured in pipelined(keys, read, predict, measure_one, READERS, MEASURERS):
+        yield Row(name, mode, key, measured)
+        progress("")
 
 
-def _read(job: Job, mode: str, key: SceneKey) -> tuple[Scene, Truth]:
+def _read(job: EvaluationJob, mode: str, key: SceneKey) -> tuple[SceneSample, Truth]:
     scene = load_scene(job.root, depth_layout(job.depth_root), key, job.size(mode), "depth" in job.inputs)
     return scene, Truth.of(scene, job.root, job.options.reference)
 
 
-def _predict(job: Job, network: MapAnything, scene: Scene) -> Reconstruction:
+def _predict(job: EvaluationJob, network: MapAnything, scene: SceneSample) -> Reconstruction:
     try:
-        prediction = predict_scene(network, scene.views, job.inputs, use_amp=job.amp != "fp32", amp_dtype=job.amp)
-        return reconstruct(prediction)
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"{scene.key}: {len(scene.views)} views do not fit into the GPU's memory; give fewer (--num-views), a smaller "
-            "--resolution, or --device cpu"
-        ) from error
+        return reconstruct_scene(network, scene.views, job.inputs, job.amp)
+    except InputError as error:
+        raise InputError(f"{scene.key}: {error}") from error
 
 
 def ranked(rows: Sequence[Row], column: str, larger_is_worse: bool) -> list[Row]:
@@ -245,7 +232,7 @@ def ranked(rows: Sequence[Row], column: str, larger_is_worse: bool) -> list[Row]
     return sorted(able, key=lambda row: sign * row.measured.values[column])
 
 
-def _show(job: Job, network: MapAnything, model: Model, mode: str, rows: Sequence[Row], files: _Files) -> None:
+def _show(job: EvaluationJob, network: MapAnything, model: Model, mode: str, rows: Sequence[Row], files: _Files) -> None:
     """Pictures of the worst scenes and the export of representative ones: the few are predicted again."""
     order = ranked(rows, job.rank_by, job.larger_is_worse)
     wanted: dict[SceneKey, list[str]] = {}
@@ -262,7 +249,7 @@ def _show(job: Job, network: MapAnything, model: Model, mode: str, rows: Sequenc
         scene, truth = _read(job, mode, key)
         predicted = _predict(job, network, scene)
         values = by_key[key].measured.values
-        picture = pictures.scene_png(predicted, truth, f"{model.name}, {mode}: {key}   {_in_short(values)}")
+        picture = scene_png(predicted, truth, f"{model.name}, {mode}: {key}   {_in_short(values)}")
         for name in names:
             files.write(name, picture)
         for name in exports.get(key, ()):

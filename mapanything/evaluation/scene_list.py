@@ -12,15 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from mapanything.errors import InputError
-from mapanything.inference.select import MAIN_AGENT, SceneKey, find_scenes
+from mapanything.inference.select import MAIN_AGENT, find_scenes
 from mapanything.opv2v.layout import Selection, find_splits
+from mapanything.results.record import SceneKey
 
 MODES = ("single", "coop")
 DEFAULT_SPLITS = ("test", "validate")  # the first that is there: a figure of training frames says little
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class SceneChoice:
     """Which scenes of a data set.
 
     Attributes:
@@ -42,7 +43,7 @@ class Choice:
     every_agent: bool = False
 
 
-def choose(root: Path, choice: Choice, modes: Sequence[str] = MODES) -> dict[str, list[SceneKey]]:
+def list_scenes(root: Path, choice: SceneChoice, modes: Sequence[str] = MODES) -> dict[str, list[SceneKey]]:
     """The scenes of each mode, in order of their names; both modes see the same timestamps.
 
     Raises:
@@ -60,13 +61,13 @@ def choose(root: Path, choice: Choice, modes: Sequence[str] = MODES) -> dict[str
     return {mode: both[mode] for mode in modes}
 
 
-def _place(key: SceneKey, choice: Choice) -> tuple[str, ...]:
+def _place(key: SceneKey, choice: SceneChoice) -> tuple[str, ...]:
     """What a scene of mode single shares with the coop scene that it is to be compared with."""
     timestamp = (key.split, key.scenario, key.frame)
     return timestamp if choice.every_agent else (*timestamp, key.main_agent)
 
 
-def _selected(root: Path, choice: Choice) -> tuple[list[SceneKey], list[SceneKey]]:
+def _selected(root: Path, choice: SceneChoice) -> tuple[list[SceneKey], list[SceneKey]]:
     selection = choice.selection
     if not selection.splits:
         present = find_splits(root)
@@ -75,7 +76,7 @@ def _selected(root: Path, choice: Choice) -> tuple[list[SceneKey], list[SceneKey
     return _find(root, selection, choice, choice.main_agent)
 
 
-def _find(root: Path, selection: Selection, choice: Choice, main_agent: str) -> tuple[list[SceneKey], list[SceneKey]]:
+def _find(root: Path, selection: Selection, choice: SceneChoice, main_agent: str) -> tuple[list[SceneKey], list[SceneKey]]:
     coop = find_scenes(
         root,
         selection,
@@ -91,7 +92,7 @@ def _ordered(keys: Iterable[SceneKey]) -> list[SceneKey]:
     return sorted(set(keys), key=lambda key: (key.split, key.scenario, key.frame, key.agents))
 
 
-def _listed(root: Path, choice: Choice) -> tuple[list[SceneKey], list[SceneKey]]:
+def _listed(root: Path, choice: SceneChoice) -> tuple[list[SceneKey], list[SceneKey]]:
     assert choice.frames is not None
     groups: dict[tuple[str, str, str], dict[str, int]] = {}  # (split, scenario, agent): frame -> line
     for number, (split, scenario, agent, frame) in read_frames(choice.frames).items():

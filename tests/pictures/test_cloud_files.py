@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mapanything.errors import InputError
-from mapanything.results.cloud_files import read_cloud
+from mapanything.pictures.cloud_files import read_cloud
 from mapanything.results.clouds import ENCODERS
 
 POINTS = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)

@@ -131,7 +131,7 @@ def draw_panel(
     """One view of it.
 
     Args:
-        view_name: of views.VIEWS; not looked at with `camera`, a row of the picture's cameras.
+        view_name: of `viewpoints.VIEWS`; not looked at with `camera`, a row of the picture's cameras.
 
     Raises:
         InputError: there is no such camera.
@@ -170,7 +170,7 @@ def view_size(picture: Picture, view_name: str) -> tuple[int, int]:
 
 
 def draw_view(picture: Picture, view_name: str, point_size: float) -> Any:
-    """A figure of one view with its legend; `view_name` of views.VIEWS. Raises InputError: there is no such camera."""
+    """A figure of one view with its legend; `view_name` of `viewpoints.VIEWS`. Raises InputError: there is no such camera."""
     marks, title = picture.marks, ""
     if view_name.startswith("camera"):  # a LiDAR's lines are far apart there, and no circle is drawn
         point_size, title = 2 * point_size, f"{picture.agent} {view_name}"

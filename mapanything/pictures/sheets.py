@@ -74,7 +74,7 @@ def ring_names(rings: Rings) -> tuple[Name, ...]:
 
 
 def sheet(title: str, rows: Sequence[Sequence[Panel]], marks: Sequence[Mark] = (), bars: Sequence[Bar] = ()) -> Any:
-    """A figure just large enough for its panels; `png_bytes` or `figure_image` of figures.py makes a picture of it."""
+    """A figure just large enough for its panels; `png_bytes` or `figure_image` of canvas.py makes a picture of it."""
     width = 2 * MARGIN + max(sum(panel.size[0] + GAP for panel in row) - GAP for row in rows)
     lines = _flow(marks, width - 2 * MARGIN)
     legend = -(-len(bars) // _bars_per_row(width)) * BAR_ROW + len(lines) * MARK_LINE

@@ -70,7 +70,7 @@ def shown(frame: ViewerFrame, look: Look, positions: Mapping[str, Float] | None 
     """What is to be drawn, by name. Error takes the prediction's place: both are the same points.
 
     Args:
-        positions: of paths.read_positions; without them no paths are drawn.
+        positions: of `scenes.read_positions`; without them no paths are drawn.
     """
     scene, layers = frame.scene, {}
 

@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{args.rrd}: {count} of {len(frames)} frames of {start.split}/{start.scenario}/{start.agent}")
         return 0
 
-    from mapanything.viewer.server import Viewer, is_local
+    from mapanything.viewer.gate import is_local
+    from mapanything.viewer.server import Viewer
 
     def stop(*_: object) -> None:
         raise SystemExit(128 + signal.SIGTERM)

@@ -44,10 +44,11 @@ class Session:
         loader: shared by all sessions.
         start: the frame to show first.
         output: snapshots are written below output/<date>/.
+        is_there: whether the client is still connected.
     """
 
-    def __init__(self, client: Any, loader: Loader, start: FrameKey, output: Path) -> None:
-        self._client, self._loader, self._output = client, loader, output
+    def __init__(self, client: Any, loader: Loader, start: FrameKey, output: Path, is_there: Callable[[], bool]) -> None:
+        self._client, self._loader, self._output, self._is_there = client, loader, output, is_there
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._browser = Browser(client)
         self._wanted = start
@@ -158,13 +159,10 @@ class Session:
             except InputError as error:
                 self._tell("Not done", str(error), "red")
             except Exception as error:  # a bug of ours: it keeps its traceback, and the viewer lives on
-                if self._gone():
+                if not self._is_there():
                     return
                 traceback.print_exc()
                 self._tell("Internal error", f"{type(error).__name__}: {error}", "red")
-
-    def _gone(self) -> bool:
-        return self._client.client_id not in self._client._viser_server.get_clients()
 
     def _pause(self) -> float | None:
         """Seconds until there is something to do without a job; None: nothing is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 import urllib.request
@@ -10,14 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import msgspec
 import numpy as np
 import pytest
+import viser
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
+from websockets.sync.client import connect
+from websockets.typing import Origin, Subprotocol
 
 from mapanything.errors import InputError
 from mapanything.viewer.frames import Catalog
-from mapanything.viewer.server import Viewer, is_local, may_connect
+from mapanything.viewer.gate import is_local, may_connect, may_load, parse_head
+from mapanything.viewer.server import Viewer
 from tests.helpers.browser import CHROMIUM, Browser
 
 WIDTH, HEIGHT = 1080, 620
@@ -80,6 +86,99 @@ def test_no_tunnel_to_another_host(viewer: Viewer, monkeypatch: pytest.MonkeyPat
 def test_only_own_pages_may_connect(host: str, origin: str, local: bool, expected: bool):
     headers = {"Host": host} | ({"Origin": origin} if origin else {})
     assert may_connect(headers, local) is expected
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "local", "expected"),
+    [
+        ("localhost:8080", None, True, True),
+        ("gpu3:8080", None, False, True),
+        ("evil.example:8080", None, True, False),
+        ("[::1", None, True, False),
+        ("", None, True, False),
+        ("localhost:8080", "http://localhost:8080", True, True),
+        ("localhost:8080", "http://evil.example", True, False),
+    ],
+)
+def test_pages_are_served_under_own_names(host: str, origin: str | None, local: bool, expected: bool):
+    headers = {"Host": host} | ({} if origin is None else {"Origin": origin})
+    assert may_load(headers, local) is expected
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"Host: a\r\nHost: b",
+        b"Host: a\r\n Origin: b",
+        b"Host : a",
+        b"Host: a\nOrigin: b",
+        b"Host: a\x00",
+        b"no header",
+        b": empty",
+    ],
+)
+def test_a_malformed_head_is_no_head(lines: bytes):
+    assert parse_head(b"GET / HTTP/1.1\r\n" + lines + b"\r\n\r\n") is None
+    assert parse_head(b"GET / HTTP/1.1\r\nhOST: \ta \r\n\r\n") == {"Host": "a"}
+
+
+def ask(port: int, *lines: str, then: bytes = b"") -> bytes:
+    """All that comes back for a request, and for what is sent behind it."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall("\r\n".join(["GET / HTTP/1.1", *lines, "", ""]).encode() + then)
+        answer = b""
+        while part := connection.recv(1 << 16):
+            answer += part
+        return answer
+
+
+def test_nothing_of_another_page_reaches_viser(viewer: Viewer):
+    own = f"127.0.0.1:{viewer.port}"
+    upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {'A' * 22}==")
+    foreign = [
+        (f"Host: evil.example:{viewer.port}",),  # DNS rebinding: the name leads here
+        (f"Host: {own}", "Origin: http://evil.example"),
+        (f"Host: {own}", "Origin: http://evil.example", *upgrade),
+        (f"Host: evil.example:{viewer.port}", f"Origin: http://evil.example:{viewer.port}", *upgrade),
+        (f"Host: {own}", *upgrade),  # no browser's
+    ]
+    for lines in foreign:
+        answer = ask(viewer.port, *lines)
+        assert answer.startswith(b"HTTP/1.1 403 ") and b"open the address that it printed" in answer
+    assert ask(viewer.port, f"Host: {own}", "Content-Length: 3", then=b"abc").startswith(b"HTTP/1.1 400 ")
+    assert viewer._server.get_clients() == {}
+    page = ask(viewer.port, f"Host: {own}", then=f"GET /no.such HTTP/1.1\r\nHost: {own}\r\n\r\n".encode())
+    assert page.startswith(b"HTTP/1.1 200 ") and page.count(b"HTTP/1.1 ") == 1  # what comes behind it was not looked at
+
+
+def test_own_page_gets_a_session_and_leaves(viewer: Viewer):
+    """A page in short: it says how it looks, and is sent the frame's points."""
+    own, version = f"127.0.0.1:{viewer.port}", Subprotocol(f"viser-v{viser.__version__}")
+    camera: dict[str, object] = {"wxyz": (1, 0, 0, 0), "position": (0, 0, 0), "look_at": (0, 0, 1), "up_direction": (0, -1, 0)}
+    camera |= {"fov": 1.0, "near": 0.1, "far": 1000.0, "image_height": 600, "image_width": 800}
+    with connect(f"ws://{own}", origin=Origin(f"http://{own}"), subprotocols=[version], max_size=None, proxy=None) as page:
+        page.send(msgspec.msgpack.encode({"type": "ViewerCameraMessage"} | camera))
+        received, end = 0, time.monotonic() + 60
+        while received < 20_000 and time.monotonic() < end:
+            received += len(page.recv(timeout=60))
+        assert received >= 20_000 and len(viewer._sessions) == 1
+    while viewer._sessions and time.monotonic() < end:
+        time.sleep(0.05)
+    assert viewer._sessions == {} and viewer._server.get_clients() == {}
+
+
+def test_viser_itself_listens_where_no_page_can_guess(viewer: Viewer):
+    host, port = viewer._server.get_host(), viewer._server.get_port()
+    assert is_local(host) and host != "127.0.0.1" and port != viewer.port
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_the_lock_has_the_viser_that_this_was_tried_with():
+    """Nothing of it is relied on beyond its documentation but that a client's wish for a tunnel calls `request_share_url`:
+    with another version, look (viser/_viser.py), and run the tests in a browser."""
+    lock = (Path(__file__).parents[2] / "requirements" / "cpu.txt").read_text()
+    assert re.findall(r"^viser==(\S+)", lock, re.M) == [viser.__version__] == ["1.1.1"]
 
 
 def test_which_addresses_are_local():

@@ -14,8 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mapanything.geometry.nearest import nearest_distances
 from mapanything.geometry.rigid import invert, matrix_from_quat, quat_from_matrix, rotation_angle_deg
-
-Float = NDArray[np.float64]
+from mapanything.geometry.types import Float
 
 NAN = float("nan")
 DELTA = 1.25

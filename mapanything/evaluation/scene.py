@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mapanything.evaluation import metrics
-from mapanything.evaluation.metrics import NAN, Float, mean
+from mapanything.evaluation.metrics import NAN, mean
 from mapanything.geometry import carla
 from mapanything.geometry.rigid import invert, transform
+from mapanything.geometry.types import Float
 from mapanything.inference.select import SceneSample, frame_key
 from mapanything.opv2v.frame import read_frame
 from mapanything.opv2v.layout import FramePaths

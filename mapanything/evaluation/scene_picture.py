@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mapanything.evaluation.metrics import Float, proper_poses, sample_rows
+from mapanything.evaluation.metrics import proper_poses, sample_rows
 from mapanything.evaluation.scene import Truth, in_one_frame
+from mapanything.geometry.types import Float
 from mapanything.pictures.canvas import new_figure, png_bytes
 from mapanything.pictures.colors import BACKGROUND, LIGHT, PREDICTED, TRUE, TRUE_BELOW, rgb
 from mapanything.pictures.render import View, chase_view, render

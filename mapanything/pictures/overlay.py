@@ -12,10 +12,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mapanything.geometry.camera import project, resize_intrinsics
 from mapanything.geometry.rigid import transform
+from mapanything.geometry.types import Float
 from mapanything.pictures.colors import depth_colors
 from mapanything.pictures.scenes import BOX_EDGES, Boxes
 
-Float = NDArray[np.float64]
 Image3 = NDArray[np.uint8]
 
 NEAR = 0.1  # metres

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from mapanything.errors import InputError
 from mapanything.geometry import carla
 from mapanything.geometry.rigid import invert, transform
+from mapanything.geometry.types import Float
 from mapanything.opv2v.frame import Frame, read_frame
 from mapanything.opv2v.layout import PCD, YAML, AgentFolder, FrameKey, FramePaths
 from mapanything.opv2v.pcd import read_pcd
 from mapanything.pictures.colors import AXIS_COLORS, BOX_COLOR, RING_COLOR, Colors, agent_color, height_colors
 
-Float = NDArray[np.float64]
 Lines = tuple[Float, NDArray[np.int64], Colors]
 
 LIDAR_HEIGHT = 1.9  # metres above the road, of OPV2V's rig: the best there is where nothing says it

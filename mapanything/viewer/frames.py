@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mapanything.errors import InputError
+from mapanything.geometry.types import Float
 from mapanything.opv2v.layout import AgentFolder, FrameKey, Selection, agent_order, find_splits, list_folders, scan, scan_agent
 from mapanything.opv2v.png import read_image
 from mapanything.pictures.predictions import PredictedScene, error_cloud, read_prediction
-from mapanything.pictures.scenes import Cloud, Float, Scene, build_scene, read_positions, read_timestamp
+from mapanything.pictures.scenes import Cloud, Scene, build_scene, read_positions, read_timestamp
 from mapanything.results.read import find_predictions
 
 IMAGE_WIDTH = 400  # pixels that a camera's image is reduced to, roughly

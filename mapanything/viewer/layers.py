@@ -16,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mapanything.geometry.types import Float
 from mapanything.pictures.colors import agent_color, height_colors
-from mapanything.pictures.scenes import Boxes, Cloud, Float, Item, in_range, trajectories
+from mapanything.pictures.scenes import Boxes, Cloud, Item, in_range, trajectories
 from mapanything.viewer.frames import ViewerFrame
 
 TILE = 64.0  # metres

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from mapanything.errors import InputError
+from mapanything.geometry.types import Float
 from mapanything.opv2v.layout import FrameKey
 from mapanything.pictures.render import View, chase_view, save_view_png
-from mapanything.pictures.scenes import Float
 from mapanything.pictures.viewpoints import camera_view
 from mapanything.viewer.browser import Browser, look_from, view_of
 from mapanything.viewer.frames import Loader, ViewerFrame

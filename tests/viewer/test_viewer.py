@@ -176,7 +176,7 @@ def test_viser_itself_listens_where_no_page_can_guess(viewer: Viewer):
 
 def test_the_lock_has_the_viser_that_this_was_tried_with():
     """Nothing of it is relied on beyond its documentation but that a client's wish for a tunnel calls `request_share_url`:
-    with another version, look (viser/_viser.py), and run the tests in a browser."""
+    with another version, look whether it still does, and run the tests in a browser."""
     lock = (Path(__file__).parents[2] / "requirements" / "cpu.txt").read_text()
     assert re.findall(r"^viser==(\S+)", lock, re.M) == [viser.__version__] == ["1.1.1"]
 

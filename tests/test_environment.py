@@ -24,7 +24,9 @@ REQUIREMENTS = REPOSITORY / "requirements"
 PYTHON = """#!/usr/bin/env bash
 case "$*" in
     *'import ensurepip'*) exit 0 ;;
+    *platform*) echo "${FAKE_MACHINE:-x86_64}${PYTHONPATH:+ with $PYTHONPATH}" ;;
     *print*) echo "$FAKE_VERSION" ;;
+    *'import numpy, torch'*) exit "${FAKE_IMPORT:-0}" ;;
     -c*) exit 0 ;;
     '-m venv'*)
         target=${*: -1}
@@ -35,7 +37,7 @@ case "$*" in
         echo "pip ${*: -1} $(basename "$(dirname "$(dirname "$0")")")" >>"$FAKE_LOG"
         sleep "${FAKE_PIP_S:-0}"
         if [[ -n ${FAKE_PIP_ERROR:-} ]]; then echo "ERROR: $FAKE_PIP_ERROR" >&2; exit 1; fi ;;
-    '-m invoke'*) echo "tasks: $*" ;;
+    '-m invoke'*) echo "tasks: $*${PYTHONPATH:+ $PYTHONPATH}" ;;
 esac
 """
 LDCONFIG = "#!/bin/sh\necho libEGL.so.1 libGL.so.1 libusb-1.0.so.0\n"
@@ -139,7 +141,7 @@ def test_killed_call_is_repaired(clone: Clone) -> None:
         time.sleep(0.01)
     os.killpg(call.pid, 9)
     call.communicate()
-    assert (clone.path / ".venv").is_dir()
+    assert not (clone.path / ".venv").exists()
     again = clone.call("--list")
     assert again.returncode == 0, again.stderr
     assert clone.done().count("venv") == 2
@@ -151,6 +153,63 @@ def test_failed_install_says_so_and_is_tried_again(clone: Clone) -> None:
     assert "ERROR: disk full" in failed.stderr
     assert "pip failed" in failed.stderr.splitlines()[-1]
     assert clone.call("--list").returncode == 0
+
+
+@pytest.mark.parametrize("fault", [{"FAKE_PIP_ERROR": "no network"}, {"FAKE_IMPORT": "1"}])
+def test_the_old_environment_stays_until_the_new_one_works(clone: Clone, fault: dict[str, str]) -> None:
+    clone.call("--list")
+    before = (clone.path / "requirements/cpu.txt").read_text()
+    clone.set_lock("torch==2.13.0+cpu", "numpy==2")
+    without = clone.call("doctor", **fault)
+    assert (without.returncode, without.stdout) == (0, f"tasks: -m invoke --search-root {clone.path} doctor\n")
+    assert "going on with the .venv that was made before" in without.stderr.splitlines()[-1]
+    (clone.path / "requirements/cpu.txt").write_text(before)
+    again = clone.call("doctor", **fault)
+    assert (again.returncode, again.stderr) == (0, "")  # nothing was lost
+    clone.set_lock("torch==2.13.0+cpu", "numpy==2")
+    assert "done" in clone.call("doctor").stderr
+    assert clone.call("doctor", **fault).stderr == ""
+    assert sorted(path.name for path in clone.path.glob(".venv*")) == [".venv", ".venv.lock"]
+
+
+def test_what_is_running_keeps_its_environment(clone: Clone) -> None:
+    clone.call("--list")
+    clone.set_lock("torch==2.13.0+cpu", "numpy==2")
+    for program, folder in ((".venv/bin/python", clone.path), (str(clone.path / ".venv/bin/python"), Path("/"))):
+        running = subprocess.Popen(["bash", "-c", f'exec -a "{program}" sleep 30'], cwd=folder)
+        try:
+            deadline = time.monotonic() + 10
+            while program not in Path(f"/proc/{running.pid}/cmdline").read_text() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            called = clone.call("--list")
+        finally:
+            running.kill()
+            running.wait()
+        assert called.returncode == 0 and clone.done().count("venv") == 1
+        assert f".venv is in use (process {running.pid}: 30)" in called.stderr
+    assert "done" in clone.call("--list").stderr
+
+
+def test_a_call_killed_as_environments_change_places_is_finished(clone: Clone) -> None:
+    clone.call("--list")
+    made = clone.done()
+    (clone.path / ".venv").rename(clone.path / ".venv.new")  # the old one is aside, the new one not yet in its place
+    (clone.path / ".venv.old").mkdir()
+    called = clone.call("--list")
+    assert (called.returncode, called.stderr, clone.done()) == (0, "", made)
+    assert not (clone.path / ".venv.old").exists() and (clone.path / ".venv/bin/python").is_file()
+
+
+def test_another_kind_of_processor_is_refused_before_anything_is_made(clone: Clone) -> None:
+    called = clone.call("--list", FAKE_MACHINE="aarch64")
+    assert called.returncode == 2 and clone.done() == [] and not (clone.path / ".venv.new").exists()
+    assert called.stderr == "invoke: x86_64 is needed, this is aarch64: there are no wheels of the locked packages for it\n"
+
+
+def test_another_project_s_packages_are_not_taken(clone: Clone) -> None:
+    assert clone.call("--list", PYTHONPATH="/other/project").returncode == 2  # asked there alone what machine this is
+    clone.call("--list")
+    assert clone.call("--list", PYTHONPATH="/other/project").stdout.endswith(" --list\n")
 
 
 def test_missing_cpu_wheel_names_the_remedy(clone: Clone) -> None:

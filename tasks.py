@@ -41,8 +41,12 @@ def run(*command: str) -> None:
     code = process.wait()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if code < 0:
+        likely = "; most likely out of memory: the kernel's log says so" if code == -signal.SIGKILL else ""
+        # 128 + n, as a shell says it.
+        raise Exit(f"error: ended by signal {-code} ({signal.Signals(-code).name}){likely}", code=128 - code)
     if code:
-        raise Exit(code=128 - code if code < 0 else code)  # killed by signal n: 128 + n, as a shell says it
+        raise Exit(code=code)
 
 
 def typed() -> tuple[list[str], list[str]]:

@@ -213,11 +213,19 @@ def test_test_passes_arguments_with_their_quotes(call) -> None:
     assert call("test", "--", "-k", "a or b") == ("pytest", "-n", "auto", "-k", "a or b")
 
 
-@pytest.mark.parametrize(("code", "expected"), [("3", 3), ("os.kill(os.getpid(), 15)", 143)])
-def test_exit_code_is_the_commands(code: str, expected: int, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("code", "expected", "said"),
+    [
+        ("3", 3, ""),
+        ("os.kill(os.getpid(), 15)", 143, "error: ended by signal 15 (SIGTERM)"),
+        ("os.kill(os.getpid(), 9)", 137, "error: ended by signal 9 (SIGKILL); most likely out of memory"),
+    ],
+)
+def test_exit_code_is_the_commands(code: str, expected: int, said: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Exit) as caught:
         tasks.run("-c", f"import os, sys; sys.exit({code})")
     assert caught.value.code == expected
+    assert (caught.value.message or "").startswith(said) and bool(caught.value.message) == bool(said)
     assert capfd.readouterr().err.startswith("$ python -c")
 
 

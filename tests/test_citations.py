@@ -95,18 +95,20 @@ def dead_sections(name: str, lines: tuple[tuple[int, str], ...]) -> Iterator[str
                 yield f"{name}:{number}: §{section} of {document or 'no named document'}"
 
 
+@cache
+def is_there(word: str, folder: str) -> bool:
+    """True where a file is meant: from the root, the citing file's folder or the package, or by the end of its path."""
+    places = [word, f"{folder}/{word}", f"mapanything/{word}"]
+    there = any(any(ROOT.glob(place)) if "*" in place else (ROOT / place).exists() for place in places)
+    return there or any(other.endswith(f"/{word}") for other in ALL)
+
+
 def dead_files(name: str, lines: tuple[tuple[int, str], ...]) -> Iterator[str]:
-    folder = PurePosixPath(name).parent
     top = "|".join(TOP)
-    pattern = re.compile(rf"(?<![\w./:{{}}<>-])(?:(?:{top})/[\w./*-]*\w|(?:[\w-]+/)*[\w-]+\.(?:py|md))(?![\w/{{<*])")
+    pattern = re.compile(rf"(?<![\w./:@${{}}<>-])(?:(?:{top})/[\w./*-]*\w|(?:[\w-]+/)*[\w-]+\.(?:py|md))(?![\w/{{<*])")
     for number, line in lines:
-        for match in pattern.finditer(line):
-            word = match[0]
-            if word in NOT_OURS or line[match.start() - 1 : match.start()] in ("@", "$"):
-                continue
-            places = [word, f"{folder}/{word}", f"mapanything/{word}"]
-            there = any(any(ROOT.glob(place)) if "*" in place else (ROOT / place).exists() for place in places)
-            if not there and not any(other.endswith(f"/{word}") for other in ALL):
+        for word in pattern.findall(line):
+            if word not in NOT_OURS and not is_there(word, PurePosixPath(name).parent.as_posix()):
                 yield f"{name}:{number}: {word}"
 
 
@@ -143,11 +145,13 @@ def dead_names(name: str, lines: tuple[tuple[int, str], ...]) -> Iterator[str]:
                 yield f"{name}:{number}: {word}"
 
 
+BARE = re.compile(rf"(?<![./\w-])invoke (?=(--list|TASK|{'|'.join(Collection.from_module(tasks).task_names)})\b)")
+
+
 def bare_tasks(name: str, lines: tuple[tuple[int, str], ...]) -> Iterator[str]:
     """Tasks without the `./` that a fresh clone needs."""
-    bare = re.compile(rf"(?<![./\w-])invoke (?=(--list|TASK|{'|'.join(Collection.from_module(tasks).task_names)})\b)")
     for number, line in lines:
-        if bare.search(line.replace("-m invoke ", "")):
+        if BARE.search(line.replace("-m invoke ", "")):
             yield f"{name}:{number}: write ./invoke"
 
 

@@ -95,7 +95,7 @@ def test_no_circle():
 
 @pytest.mark.parametrize("file", ["tasks.py", "dev/cli.py", *(f"mapanything/cli/{p.name}" for p in PACKAGE.glob("cli/*.py"))])
 def test_tasks_and_tables_import_none_of_it(file):
-    """`invoke --list` answers at once, and a table can be read without the environment."""
+    """`./invoke --list` answers at once, and a table can be read without the environment."""
     nodes = list(ast.walk(ast.parse((ROOT / file).read_text())))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}

@@ -36,12 +36,12 @@ from mapanything.geometry.rigid import quat_inverse, quat_multiply, rotate
 from mapanything.models.config import ModelConfig
 from mapanything.train import checkpoints
 from mapanything.train.batches import Feed
+from mapanything.train.build import build
 from mapanything.train.loss_terms import Poses, Rotations, robust, robust_rotation
 from mapanything.train.losses import Geometry, Loss, Scene, Stacked
 from mapanything.train.memory import Shape, make_batch, make_objective, optim_config, run_step
 from mapanything.train.objective import to_device
 from mapanything.train.optim import make_optimizer
-from mapanything.train.run import build
 from mapanything.train.stages import STAGES, compose_config
 from mapanything.train.throughput import peak, training_flops
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from torch import Tensor
 
 from mapanything.errors import InputError
+from mapanything.train.build import build
 from mapanything.train.loss_terms import Pixels
 from mapanything.train.losses import Loss
 
@@ -45,7 +45,7 @@ def load_loss(criterion: str) -> Loss:
         raise InputError(f"criterion {criterion!r}: no config of ours; those are in {CONFIGS / 'loss'}")
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose(overrides=[f"+loss={name}"])
-    return instantiate(config.loss[PARTS[part]])
+    return build(config.loss[PARTS[part]], criterion)
 
 
 def _check(loss: Loss, batch: list[dict], preds: list[dict], expected: dict[str, Any]) -> Iterator[tuple[str, float, float]]:

@@ -27,7 +27,6 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -38,6 +37,7 @@ from mapanything.errors import InputError
 from mapanything.models.config import PATCH
 from mapanything.models.layers import Block
 from mapanything.models.mapanything import MapAnything
+from mapanything.train.build import build
 from mapanything.train.distributed import Plan, Process, wrap
 from mapanything.train.objective import Objective
 from mapanything.train.optim import OptimConfig, freeze, make_optimizer
@@ -307,8 +307,8 @@ def make_objective(config: DictConfig, amp: bool | None = None) -> Objective:
         amp: bf16 autocast; None: as on a GPU with this config.
     """
     params = config.train_params
-    model = instantiate(config.model, pretrained=None, dinov2=None)
-    losses = [instantiate(config.loss[part]) for part in ("train", "validate")]
+    model = build(config.model, "model", pretrained=None, dinov2=None)
+    losses = [build(config.loss[part], f"loss.{part}") for part in ("train", "validate")]
     freeze(model, optim_config(config), model.config.geometric_inputs)
     return Objective(model, losses[0], losses[1], params.amp != "fp32" if amp is None else amp).train()
 

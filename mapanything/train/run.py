@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from mapanything.datasets.sampler import BudgetSampler
@@ -25,6 +23,7 @@ from mapanything.errors import InputError
 from mapanything.models.layers import compile_blocks
 from mapanything.models.mapanything import MapAnything
 from mapanything.train import batches, logs, stages, state
+from mapanything.train.build import build
 from mapanything.train.checkpoints import FORMAT, LAST, clean, find_resumable, read, write
 from mapanything.train.distributed import Plan, Process, wrap
 from mapanything.train.losses import Loss
@@ -327,21 +326,6 @@ class Run:
         )
         if self.layout.note:
             log.info("%s", self.layout.note)
-
-
-def build(config: DictConfig, what: str, **overrides: Any) -> Any:
-    """What a config's `_target_` makes; an InputError from inside stays one."""
-    try:
-        return instantiate(config, **overrides)
-    except InstantiationException as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, InputError):
-            cause = cause.__cause__
-        if cause is not None:
-            raise InputError(str(cause)) from error
-        if isinstance(error.__cause__, TypeError):
-            raise InputError(f"{what}: {error.__cause__}") from error
-        raise
 
 
 def _read_params(config: DictConfig) -> tuple[Params, OptimConfig]:

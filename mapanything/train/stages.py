@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -25,11 +27,31 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     """
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            config = compose("train", list(overrides))
+            config = compose("train", [quoted(text) for text in overrides])
         OmegaConf.resolve(config)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(f"configuration: {error}") from error
     return config
+
+
+def quoted(override: str) -> str:
+    """An override whose value Hydra takes whole: quoted where its grammar has no such text, as of a folder `my run (v2)`.
+
+    What Hydra understands (lists, mappings, quotes, interpolations) means what it means; commas outside of those would ask
+    for several runs, and a `~/` is the home folder.
+    """
+    key, equals, value = override.partition("=")
+    if not equals or key.startswith("~"):
+        return override
+    if value == "~" or value.startswith("~/"):
+        value = str(Path(value).expanduser())
+    try:
+        if not OverridesParser.create().parse_override(f"{key}={value}").is_sweep_override():
+            return f"{key}={value}"
+    except HydraException:
+        pass
+    text = re.sub(r"(\\*)('|\Z)", r"\1\1\2", value).replace("'", r"\'")  # backslashes count before a quote only
+    return f"{key}='{text}'"
 
 
 def stage_of(config: DictConfig) -> int:

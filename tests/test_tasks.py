@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from invoke import Context, Exit, Program
+from invoke.context import Context
+from invoke.exceptions import Exit
+from invoke.program import Program
 
 import tasks
 from dev import cli as dev

@@ -135,14 +135,14 @@ def _cloud(images: Path, rounds: int) -> Figure:
         "cloud read",
         lambda: read_pcd(path),
         "open3d.io.read_point_cloud",
-        lambda: open3d.io.read_point_cloud(str(path)),
+        lambda: open3d.io.read_point_cloud(path),
         4,
         rounds,
     )
 
 
 def _loader(images: Path, depth: Path, rounds: int) -> Figure:
-    dataset = OPV2VDataset(images, depth, "train", RESOLUTION)
+    dataset = OPV2VDataset(images, depth, split="train", resolution=RESOLUTION)
     frames, k = _frames(images), iter(range(10**9))
     return compare(
         "loader, one sample",

@@ -16,9 +16,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dev.bench.timing import spread_of
@@ -96,7 +96,7 @@ def random_network(name: str, device: torch.device) -> MapAnything:
     return model
 
 
-def views_of(num_views: int, size: tuple[int, int], device: torch.device) -> list[dict[str, Tensor | list[str]]]:
+def views_of(num_views: int, size: tuple[int, int], device: torch.device) -> list[dict[str, Any]]:
     """Noise as images."""
     generator = torch.Generator().manual_seed(0)
     shape = (1, 3, *size)

@@ -79,7 +79,7 @@ def plain_chamfer(predicted: Float, true: Float) -> float:
 
     a, b = (o3d.geometry.PointCloud(o3d.utility.Vector3dVector(points)) for points in (predicted, true))
     there, back = a.compute_point_cloud_distance(b), b.compute_point_cloud_distance(a)
-    return (float(np.mean(there)) + float(np.mean(back))) / 2
+    return (np.asarray(there).mean().item() + np.asarray(back).mean().item()) / 2
 
 
 def overlap(predicted: Float, true: Float, rounds: int) -> Figure:

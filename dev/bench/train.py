@@ -38,7 +38,7 @@ from mapanything.train import checkpoints
 from mapanything.train.batches import Feed
 from mapanything.train.build import build
 from mapanything.train.loss_terms import Poses, Rotations, robust, robust_rotation
-from mapanything.train.losses import Geometry, Loss, Scene, Stacked
+from mapanything.train.losses import Geometry, Loss, Scene, Stacked, Term
 from mapanything.train.memory import Shape, make_batch, make_objective, optim_config, run_step
 from mapanything.train.objective import to_device
 from mapanything.train.optim import make_optimizer
@@ -76,7 +76,7 @@ class Step:
         self.trained = [parameter for parameter in self.objective.parameters() if parameter.requires_grad]
         self.clip = config.train_params.clip_grad_norm
 
-    def __call__(self, views: list[dict[str, Any]]) -> None:
+    def __call__(self, views: list[Any]) -> None:
         run_step(self.objective, to_device(views, self.device))
         clip_grad_norm_(self.trained, self.clip)
         self.optimizer.step()
@@ -181,8 +181,8 @@ def pipeline(work: Path, model: str, device: torch.device, rounds: int) -> tuple
             sampler.set_epoch(len(seconds))
             scenes.set_epoch(len(seconds))
             for _, views in feed.batches():
-                if isinstance(views, Exception):
-                    raise views
+                if not isinstance(views, list):
+                    raise views or RuntimeError("no batch came")
                 step(views)
             seconds.append(time.perf_counter() - start)
 
@@ -222,7 +222,7 @@ def loss(num_views: int, device: torch.device, rounds: int) -> Figure:
     return compare(f"loss, {num_views} views", calls[0], "view by view, pair by pair", calls[1], 1, min(rounds, 5))
 
 
-def guess(batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+def guess(batch: list[Any]) -> dict[str, Tensor]:
     """A prediction (B, V, ...) that is wrong everywhere by a little; every tensor wants a gradient."""
     truth, rng = Stacked(batch), torch.Generator(batch[0]["img"].device).manual_seed(0)
     keys = ("pts3d", "pts3d_cam", "depth_along_ray", "ray_directions_cam", "camera_pose_trans", "camera_pose_quats")
@@ -238,7 +238,7 @@ def guess(batch: list[dict[str, Any]]) -> dict[str, Tensor]:
     return {name: value.requires_grad_() for name, value in values.items()}
 
 
-def one_by_one(term: Any) -> Callable[[Scene], Tensor]:
+def one_by_one(term: Any) -> Term:
     """The same term as a loop."""
 
     def pairs(scene: Scene) -> Tensor:

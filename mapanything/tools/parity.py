@@ -130,7 +130,7 @@ def check_file(path: Path, device: torch.device) -> list[Deviation]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m mapanything.tools.parity", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m mapanything.tools.parity", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda, to check a card")
     args = parser.parse_args()

@@ -23,7 +23,17 @@ from mapanything.pictures.comparison import compare as compare_clouds
 from mapanything.pictures.depth import DepthView, draw_depths
 from mapanything.pictures.picture import Picture, cloud_picture
 from mapanything.pictures.predictions import PredictedScene, read_prediction
-from mapanything.pictures.scenes import CAMERA_NAMES, LIDAR_HEIGHT, AgentFrame, Cloud, build_scene, in_range, no_cameras
+from mapanything.pictures.scenes import (
+    CAMERA_NAMES,
+    LIDAR_HEIGHT,
+    AgentFrame,
+    Boxes,
+    Cloud,
+    Trajectory,
+    build_scene,
+    in_range,
+    no_cameras,
+)
 from mapanything.pictures.sheets import RING_SIGN, Mark
 from mapanything.pictures.viewpoints import STYLE, named_view
 from mapanything.results.read import find_predictions
@@ -112,8 +122,12 @@ def add_prediction(picture: Picture, predicted: PredictedScene) -> Picture:
         "cloud": [predicted.cloud],
         "ground_truth": truth,
         "cameras": [cameras.painted(PREDICTED), picture.cameras.painted(TRUE)],
-        "boxes": [replace(item, colors=np.tile(BOX_COLOR, (len(item), 1))) for item in picture.layers["boxes"]],
-        "paths": [replace(item, color=BOX_COLOR) for item in picture.layers["paths"]],
+        "boxes": [
+            replace(item, colors=np.tile(BOX_COLOR, (len(item), 1)))
+            for item in picture.layers["boxes"]
+            if isinstance(item, Boxes)
+        ],
+        "paths": [replace(item, color=BOX_COLOR) for item in picture.layers["paths"] if isinstance(item, Trajectory)],
     }
     marks = (
         Mark(f"prediction, {len(predicted.cloud.points):,} points in the images' colours; its cameras", PREDICTED),
@@ -257,7 +271,8 @@ def _predicted_depths(args: argparse.Namespace, agent: AgentFrame, predicted: Pr
         height, width = known.image.shape[:2]
         framing = Framing.cover((width, height), view.size, agent.frame.cameras[view.camera].cv_intrinsics)
         image = framing.image(known.image).permute(1, 2, 0).numpy()
-        views.append(replace(known, image=np.ascontiguousarray(image), true=framing.depth(known.true), predicted=view.depth()))
+        true = None if known.true is None else framing.depth(known.true)
+        views.append(replace(known, image=np.ascontiguousarray(image), true=true, predicted=view.depth()))
     if not views:
         raise InputError(f"{predicted.folder}: has no view of agent {agent.key.agent}")
     return views

@@ -196,10 +196,9 @@ def frame_png(timestamp: Timestamp, point_size: int) -> bytes:
     boxes.colors[unseen] = UNSEEN_COLOR
     check_images(agent)
     images = []
-    for camera in agent.frame.cameras:
-        image = read_image(agent.paths.image(camera.index))
-        if not images:
-            height, width = (size * max(1, math.ceil(CELL_WIDTH / image.shape[1])) for size in image.shape[:2])
+    read = [read_image(agent.paths.image(camera.index)) for camera in agent.frame.cameras]
+    height, width = (size * max(1, math.ceil(CELL_WIDTH / read[0].shape[1])) for size in read[0].shape[:2])
+    for camera, image in zip(agent.frame.cameras, read, strict=True):
         image, intrinsics = overlay.enlarge(image, camera.cv_intrinsics, width, height)
         image = overlay.draw_points(image, points, camera.camera_from_lidar, intrinsics, size=point_size)
         images.append(overlay.draw_boxes(image, boxes, camera.camera_from_lidar, intrinsics))
@@ -207,9 +206,4 @@ def frame_png(timestamp: Timestamp, point_size: int) -> bytes:
     note = f"boxes: {len(own)} vehicles that {key.agent}'s LiDAR hit"
     if len(agents) > 1:
         note += f";  pink: {unseen.sum()} more that only the others ({', '.join(a.key.agent for a in agents[1:])}) hit"
-    return plots.image_sheet(
-        images,
-        [f"camera{k}: {name}" for k, name in enumerate(CAMERA_NAMES)],
-        title_of(key),
-        note,
-    )
+    return plots.image_sheet(images, [f"camera{k}: {name}" for k, name in enumerate(CAMERA_NAMES)], title_of(key), note)

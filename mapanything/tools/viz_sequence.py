@@ -34,7 +34,7 @@ def sequence(args: argparse.Namespace) -> int:
     predicted = predicted_frames(args) if args.prediction is not None else None
     timestamp = find_timestamp(argparse.Namespace(**(vars(args) | {"frame": None})))
     have = [frame for frame in timestamp.frames() if predicted is None or frame in predicted]
-    where = timestamp.folders[0].path if predicted is None else args.prediction
+    where = args.prediction or timestamp.folders[0].path
     frames = chosen_frames(have, args.frame, where)[:: args.every]
     key = timestamp.key
     args.split, args.scenario, args.agent = key.split, key.scenario, key.agent

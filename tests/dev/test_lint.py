@@ -44,7 +44,7 @@ def test_what_cannot_be_had_is_left_out_and_said(call, capsys: pytest.CaptureFix
     assert "docker compose config: left out, there is no docker with compose\n" in said
     scripts = {command[-1] for command in call.ran if command[:2] == ["bash", "-n"]}
     assert scripts == {script for script in lint.SCRIPTS if (lint.ROOT / script).exists()} != set()
-    with pytest.raises(InputError, match="shellcheck, hadolint, compose schema, docker compose config could not be asked"):
+    with pytest.raises(InputError, match=r"shellcheck, hadolint, compose schema, .*docker compose config could not be asked"):
         call("--all")
 
 

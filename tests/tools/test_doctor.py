@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mapanything.environment import fingerprint
+from mapanything.environment import Fingerprint, fingerprint
 from mapanything.tools import doctor
 from mapanything.tools.doctor import FAIL, GIB, OK, WARNING, Row
 
@@ -149,14 +149,16 @@ def test_docker_without_the_toolkit(driver: str | None, programs: set[str], expe
 
 
 def test_identity_is_what_a_manifest_names() -> None:
-    found = fingerprint() | {"commit": "c" * 40, "dirty": True, "code_sha256": "d" * 64, "lock_sha256": "e" * 64}
-    shown = {row.name: row.found for row in doctor.check_identity(found | {"image_contents": "sha256:" + "f" * 64})}
+    found: Fingerprint = {**fingerprint(), "commit": "c" * 40, "dirty": True, "code_sha256": "d" * 64, "lock_sha256": "e" * 64}
+    image: Fingerprint = {**found, "image_contents": "sha256:" + "f" * 64}
+    shown = {row.name: row.found for row in doctor.check_identity(image)}
     assert shown == {
         "code": f"{'c' * 12}, changed since (sha256 {'d' * 12})",
         "lock": f"sha256 {'e' * 12}",
         "image": f"contents sha256:{'f' * 12}",
     }
-    unknown = doctor.check_identity(found | {"commit": None, "dirty": None, "lock_sha256": None, "image_contents": None})
+    nothing: Fingerprint = {**found, "commit": None, "dirty": None, "lock_sha256": None, "image_contents": None}
+    unknown = doctor.check_identity(nothing)
     assert [row.found for row in unknown] == [f"no commit known (sha256 {'d' * 12})", "not made from a lock"]
 
 

@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = MapAnything(TINY)
     with torch.no_grad():
-        model.dpt_regressor_head.conv2[-1].bias[5] = 3.0
+        model.get_parameter("dpt_regressor_head.conv2.2.bias")[5] = 3.0
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     model.eval().save_pretrained(folder)
     return folder

@@ -86,12 +86,18 @@ TREE = Command(
 MAKE_DEPTH = Command(
     "make-depth",
     "mapanything.tools.make_depth",
-    "Projects LiDAR clouds into depth maps of all cameras.",
+    "Makes depth maps of what each camera sees from LiDAR clouds.",
     options(
         *DATA,
         folder("depth-root", "folder to write the depth maps to", otherwise=str(DEPTH)),
         JOBS,
         Option("format", "float32 metres, 16 bit at 1/256 m a step, or both", "npy", choices=("npy", "png", "both")),
+        Option(
+            "visibility",
+            "leave out what the camera can't see, as far as the sweep knows; off: every return",
+            "on",
+            choices=("on", "off"),
+        ),
         PATTERN,
         OVERWRITE,
     ),

@@ -1,7 +1,8 @@
 """LiDAR clouds -> z-depth maps of every camera: `python -m mapanything.tools.make_depth --root R --depth-root D`.
 
-One sweep fills 1 to 2 % of an image's pixels. Maps that are there already are left as they are, so a run that was stopped
-goes on where it stopped; every file is whole or not there. A frame that can't be read is named, the others are made.
+One sweep fills 1 to 2 % of an image's pixels, with what the camera sees of it (opv2v/visibility.py). Maps that are there
+already are left as they are, so a run that was stopped goes on where it stopped; every file is whole
+or not there. A frame that can't be read is named, the others are made.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from pathlib import Path
 from mapanything.cli.data import DEPTH, MAKE_DEPTH
 from mapanything.errors import InputError, run_command
 from mapanything.files import remove_stale_temporaries
+from mapanything.geometry import carla
+from mapanything.opv2v import depth_root, visibility
 from mapanything.opv2v.depth import lidar_depth, write_depth_npy, write_depth_png
 from mapanything.opv2v.frame import read_frame
-from mapanything.opv2v.layout import LEADS_NOWHERE, PCD, YAML, DepthLayout, FrameKey, FramePaths, scan
+from mapanything.opv2v.layout import LEADS_NOWHERE, PCD, YAML, DepthLayout, FrameKey, FramePaths, Selection, scan
 from mapanything.opv2v.pcd import read_pcd
 from mapanything.processes import holding_ctrl_c
 from mapanything.tools.options import selection
@@ -38,6 +41,14 @@ class Work:
     depth: DepthLayout
     suffixes: tuple[str, ...]
     overwrite: bool
+    visibility: bool = True
+
+    @property
+    def kind(self) -> depth_root.DepthRoot:
+        """What the maps are."""
+        if not self.visibility:
+            return depth_root.DepthRoot("lidar", depth_root.PLAIN)
+        return depth_root.DepthRoot("lidar", "visible", version=visibility.VERSION)
 
     def outputs(self, key: FrameKey, camera: int) -> list[Path]:
         return [self.depth.path(key, camera).with_suffix(f".{suffix}") for suffix in self.suffixes]
@@ -59,11 +70,16 @@ def make_depth(work: Work, key: FrameKey) -> tuple[int, str]:
             return 0, ""
         remove_stale_temporaries(missing[0][1].parent)
         points = read_pcd(paths.pcd).points
+        surface = visibility.sweep_surface(points) if work.visibility else None
         for camera in frame.cameras:
             outputs = [path for c, path in missing if c is camera]
             if not outputs:
                 continue
-            depth = lidar_depth(points, camera, *camera.image_size)
+            size, pose = camera.image_size, camera.camera_from_lidar @ carla.CV_FROM_UE
+            if surface is None:
+                depth = lidar_depth(points, camera, *size)
+            else:
+                depth = visibility.visible_depth(points, pose, camera.cv_intrinsics, *size, surface)
             for path in outputs:
                 (write_depth_npy if path.suffix == ".npy" else write_depth_png)(path, depth)
                 written += 1
@@ -113,10 +129,12 @@ def _run(work: Work, keys: list[FrameKey], jobs: int) -> Iterator[tuple[int, str
 
 def main() -> int:
     args = MAKE_DEPTH.parse()
-    depth_root = args.depth_root or DEPTH
-    if depth_root.is_symlink() and not depth_root.exists():
-        raise InputError(f"{depth_root}: is a link to {os.readlink(depth_root)}, which is not there; is the disk mounted?")
-    work = Work(args.root, DepthLayout(depth_root, args.depth_pattern), FORMATS[args.format], args.overwrite)
+    target = args.depth_root or DEPTH
+    if target.is_symlink() and not target.exists():
+        raise InputError(f"{target}: is a link to {os.readlink(target)}, which is not there; is the disk mounted?")
+    work = Work(
+        args.root, DepthLayout(target, args.depth_pattern), FORMATS[args.format], args.overwrite, args.visibility == "on"
+    )
 
     from tqdm import tqdm
 
@@ -134,6 +152,10 @@ def main() -> int:
     problems += [f"{args.root}/{name}: {LEADS_NOWHERE}; is its disk mounted?" for name in broken]
     todo = [key for key in keys if not _done(work, key)]
     _check_space(work, len(todo))
+    everything = selection(args) == Selection()
+    removed = depth_root.claim(work.depth, work.kind, replace=work.overwrite and everything)
+    if removed:
+        print(f"{target}: {removed} maps of another kind removed")
     written, frames_made, had = 0, 0, len(keys) - len(todo)
     with tqdm(total=len(todo), desc="make-depth", unit="frame", disable=None) as bar:
         for count, problem in _run(work, todo, args.jobs):
@@ -146,7 +168,7 @@ def main() -> int:
     for problem in problems:
         print(problem)
     print(
-        f"{depth_root}: {written} depth maps written for {frames_made} agent-frames, {had} of {total} had theirs already, "
+        f"{target}: {written} depth maps written for {frames_made} agent-frames, {had} of {total} had theirs already, "
         f"{len(problems)} failed"
     )
     return 1 if problems else 0

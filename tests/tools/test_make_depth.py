@@ -16,6 +16,7 @@ import yaml
 from mapanything.arrays import PNG_SCALE
 from mapanything.files import TEMPORARY
 from mapanything.opv2v.depth import read_depth
+from mapanything.opv2v.depth_root import read
 from mapanything.opv2v.frame import read_frame
 from mapanything.opv2v.layout import scan
 from mapanything.opv2v.pcd import read_pcd
@@ -73,7 +74,7 @@ def test_frames_of_fewer_cameras_count_as_done(sample_root, tmp_path):
 
 
 def test_maps_are_right(sample_root, tmp_path):
-    done = run("--root", sample_root, "--depth-root", tmp_path / "d", "--format", "both", "--jobs", 2)
+    done = run("--root", sample_root, "--depth-root", tmp_path / "d", "--visibility", "off", "--format", "both", "--jobs", 2)
     assert done.returncode == 0, done.stderr
     check_against_slow(sample_root, tmp_path / "d")
     for npy in (tmp_path / "d").rglob("*.npy"):
@@ -84,8 +85,47 @@ def test_maps_are_right(sample_root, tmp_path):
 
 @pytest.mark.real
 def test_real_maps_are_right(real_root, tmp_path):
-    assert run("--root", real_root, "--depth-root", tmp_path).returncode == 0
+    assert run("--root", real_root, "--depth-root", tmp_path, "--visibility", "off").returncode == 0
     check_against_slow(real_root, tmp_path)
+
+
+@pytest.mark.real
+def test_real_labels_are_seen(real_root, tmp_path):
+    """Of the car ahead of agent 4288 the plain map lets the road and the walls behind shine through, a third of its labels."""
+    for name, *options in (("plain", "--visibility", "off"), ("seen",)):
+        assert run("--root", real_root, "--depth-root", tmp_path / name, *options).returncode == 0
+    plain, seen = (
+        {path.relative_to(root): read_depth(path) for path in sorted(root.rglob("*.npy"))}
+        for root in (tmp_path / "plain", tmp_path / "seen")
+    )
+    assert all(np.array_equal(seen[name], np.where(seen[name] > 0, depth, 0)) for name, depth in plain.items())
+    shares = {f"{n.parts[-2]}/{n.name[7:14]}": (seen[n] > 0).sum() / (depth > 0).sum() for n, depth in plain.items()}
+    assert shares["4288/camera0"] < 0.5 and min(v for n, v in shares.items() if n != "4288/camera0") > 0.85
+
+
+def test_what_the_camera_cannot_see_is_left_out_and_the_root_says_so(sample_root, tmp_path):
+    assert run("--root", sample_root, "--depth-root", tmp_path / "plain", "--visibility", "off").returncode == 0
+    assert run("--root", sample_root, "--depth-root", tmp_path / "seen").returncode == 0
+    fewer = 0
+    for path in (tmp_path / "plain").rglob("*.npy"):
+        plain, seen = read_depth(path), read_depth(tmp_path / "seen" / path.relative_to(tmp_path / "plain"))
+        assert np.array_equal(seen[seen > 0], plain[seen > 0]) and (seen > 0).sum() > 0.5 * (plain > 0).sum()
+        fewer += (plain > 0).sum() - (seen > 0).sum()
+    assert fewer > 0
+    assert read(tmp_path / "plain").is_plain and read(tmp_path / "seen").method == "visible"
+
+
+def test_maps_of_two_kinds_do_not_share_a_root(sample_root, tmp_path):
+    arguments = ("--root", sample_root, "--depth-root", tmp_path / "d")
+    assert run(*arguments, "--visibility", "off").returncode == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "d").rglob("*.npy")}
+    for more in ((), ("--overwrite", "--frame", "000069")):
+        done = run(*arguments, *more)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert all(path.read_bytes() == data for path, data in before.items())
+    done = run(*arguments, "--overwrite")
+    assert done.returncode == 0 and f"{len(before)} maps of another kind removed" in done.stdout
+    assert read(tmp_path / "d").method == "visible" and len(list((tmp_path / "d").rglob("*.npy"))) == len(before)
 
 
 def test_a_second_run_makes_only_what_is_missing(sample_root, tmp_path):

@@ -6,7 +6,7 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 
 from mapanything.cli.data import DEPTH, JOBS, one_frame
-from mapanything.cli.options import Command, Option, file, flag, folder, from_caller, group, options, word
+from mapanything.cli.options import Command, Option, file, flag, folder, from_caller, group, options, several, word
 from mapanything.cli.types import file_name, length, names_of, odd, port, positive
 
 OUTPUTS = Path("visualization_outputs")
@@ -179,6 +179,7 @@ VIEWER = Command(
         folder("predictions", "what `./invoke infer` wrote, as another layer"),
         Option("host", "address to listen on; 0.0.0.0: all of this machine's", "127.0.0.1", metavar="ADDRESS"),
         Option("port", "0: any free one", 8080, type=port, metavar="N"),
+        several("name", "a name, besides this machine's own, that browsers may ask under; may be repeated"),
         file(
             "rrd",
             "write a Rerun recording of the agent's frames, or of --frame, and end",

@@ -43,7 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise SystemExit(128 + signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, stop)
-    viewer = Viewer(catalog, start, args.host, args.port)
+    names = {name.lower() for name in args.name or ()}
+    if not is_local(args.host):
+        names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+    viewer = Viewer(catalog, start, args.host, args.port, names=names)
     try:
         with contextlib.suppress(KeyboardInterrupt):
             if not is_local(args.host):

@@ -14,12 +14,13 @@ import ipaddress
 import secrets
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
 
 from mapanything.errors import InputError
 
 HEAD_S = 10.0  # a request's head comes at once or not at all
+MOST_CLIENTS = 16  # each has a session, with the frame that it shows
 CHUNK = 1 << 18  # bytes
 REFUSED = "This page is not the viewer's own; open the address that it printed.\n"
 
@@ -28,11 +29,14 @@ class Gate:
     """Passes on to `target` what arrives at the sockets and may, in a thread of its own, until it is closed.
 
     Args:
-        local_only: the sockets are reached from this machine alone.
+        local_only: the sockets are reached from this machine alone. names: that the viewer may be asked under, besides.
     """
 
-    def __init__(self, sockets: list[socket.socket], target: tuple[str, int], local_only: bool) -> None:
-        self._sockets, self._target, self._local_only = sockets, target, local_only
+    def __init__(
+        self, sockets: list[socket.socket], target: tuple[str, int], local_only: bool, names: Collection[str] = ()
+    ) -> None:
+        self._sockets, self._target, self._local_only, self._names = sockets, target, local_only, names
+        self._clients = 0
         self._loop, self._closed = asyncio.new_event_loop(), asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="viewer-gate", daemon=True)
         self._thread.start()
@@ -59,10 +63,16 @@ class Gate:
             upgrade = headers is not None and headers.get("Upgrade", "").lower() == "websocket"
             if headers is None or {"Content-Length", "Transfer-Encoding"} & headers.keys():
                 await _answer(writer, "400 Bad Request", "This is no request of a browser for a page.\n")
-            elif not (may_connect if upgrade else may_load)(headers, self._local_only):
+            elif not (may_connect if upgrade else may_load)(headers, self._local_only, self._names):
                 await _answer(writer, "403 Forbidden", REFUSED)
+            elif upgrade and self._clients >= MOST_CLIENTS:
+                await _answer(writer, "503 Service Unavailable", f"{MOST_CLIENTS} pages show the viewer already; close one.\n")
             else:
-                await self._pass_on(head, reader if upgrade else None, writer)
+                self._clients += upgrade
+                try:
+                    await self._pass_on(head, reader if upgrade else None, writer)
+                finally:
+                    self._clients -= upgrade
         with contextlib.suppress(OSError):
             writer.close()
 
@@ -110,34 +120,40 @@ def parse_head(head: bytes) -> dict[str, str] | None:
     return headers
 
 
-def may_connect(headers: Mapping[str, str], local_only: bool) -> bool:
-    """Whether a connection comes from a page of this server: its Origin is the Host it was asked under, and where only this
-    machine is served that is a name of this machine (another name may be made to lead here: DNS rebinding)."""
+def may_connect(headers: Mapping[str, str], local_only: bool, names: Collection[str] = ()) -> bool:
+    """Whether a connection comes from a page of this server: its Origin is the Host it was asked under, and that is
+    `localhost`, an address in numbers or one of `names`. Another name may have been made to lead here (DNS rebinding)."""
     host, origin = headers.get("Host", ""), headers.get("Origin", "")
     scheme, _, place = origin.partition("://")
-    return scheme in ("http", "https") and place.lower() == host.lower() != "" and _may_be_asked(host, local_only)
+    return scheme in ("http", "https") and place.lower() == host.lower() != "" and _may_be_asked(host, local_only, names)
 
 
-def may_load(headers: Mapping[str, str], local_only: bool) -> bool:
+def may_load(headers: Mapping[str, str], local_only: bool, names: Collection[str] = ()) -> bool:
     """Whether a page or file may be asked for: as `may_connect`, but who opens an address comes from no page."""
-    return may_connect(headers, local_only) if "Origin" in headers else _may_be_asked(headers.get("Host", ""), local_only)
+    if "Origin" in headers:
+        return may_connect(headers, local_only, names)
+    return _may_be_asked(headers.get("Host", ""), local_only, names)
 
 
-def _may_be_asked(host: str, local_only: bool) -> bool:
+def _may_be_asked(host: str, local_only: bool, names: Collection[str]) -> bool:
     try:
-        return not local_only or is_local(urlsplit(f"//{host}").hostname or "")
+        name = urlsplit(f"//{host}").hostname or ""
     except ValueError:  # no host and port
         return False
+    return is_local(name) or name in names or (not local_only and _is_number(name))
+
+
+def _is_number(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def is_local(host: str) -> bool:
     """Whether only programs of this machine reach it."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return host == "localhost" or (_is_number(host) and ipaddress.ip_address(host).is_loopback)
 
 
 def hidden_address() -> str:

@@ -9,6 +9,7 @@ import contextlib
 import io
 import threading
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,21 @@ OUTPUT = Path("visualization_outputs")
 
 
 class Viewer:
-    """A running viewer. `port` is the one it listens on, which the system chose where 0 was given.
+    """A running viewer. `port` is the one it listens on, which the system chose where 0 was given; `names`: see `Gate`.
 
     Raises:
         InputError: the port is in use, or the address can't be bound.
     """
 
-    def __init__(self, catalog: Catalog, start: FrameKey, host: str, port: int, output: Path = OUTPUT) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        start: FrameKey,
+        host: str,
+        port: int,
+        output: Path = OUTPUT,
+        names: Collection[str] = (),
+    ) -> None:
         sockets = listen(host, port)
         self.port: int = sockets[0].getsockname()[1]
         self._loader = Loader(catalog)
@@ -46,7 +55,7 @@ class Viewer:
         camera.fov, camera.near = vertical_fov(view), NEAR
         server.on_client_connect(self._connect)
         server.on_client_disconnect(self._disconnect)
-        self._gate = Gate(sockets, (server.get_host(), server.get_port()), is_local(host))
+        self._gate = Gate(sockets, (server.get_host(), server.get_port()), is_local(host), names)
 
     def close(self) -> None:
         self._gate.close()

@@ -17,10 +17,12 @@ import pytest
 import viser
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
-from websockets.sync.client import connect
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin, Subprotocol
 
 from mapanything.errors import InputError
+from mapanything.viewer import gate
 from mapanything.viewer.frames import Catalog
 from mapanything.viewer.gate import is_local, may_connect, may_load, parse_head
 from mapanything.viewer.server import Viewer
@@ -74,8 +76,10 @@ def test_no_tunnel_to_another_host(viewer: Viewer, monkeypatch: pytest.MonkeyPat
         ("localhost:8080", "http://localhost:8080", True, True),
         ("127.0.0.1:8080", "http://127.0.0.1:8080", True, True),
         ("[::1]:8080", "http://[::1]:8080", True, True),
-        ("gpu3:8080", "http://gpu3:8080", False, True),
-        ("gpu3:8080", "http://gpu3:8080", True, False),
+        ("192.0.2.7:8080", "http://192.0.2.7:8080", False, True),
+        ("192.0.2.7:8080", "http://192.0.2.7:8080", True, False),
+        ("GPU3:8080", "http://gpu3:8080", True, True),  # is in `names`
+        ("gpu4:8080", "http://gpu4:8080", False, False),  # may have been made to lead here
         ("localhost:8080", "http://evil.example", True, False),
         ("localhost:8080", "http://localhost:9999", True, False),
         ("evil.example:8080", "http://evil.example:8080", True, False),
@@ -85,7 +89,7 @@ def test_no_tunnel_to_another_host(viewer: Viewer, monkeypatch: pytest.MonkeyPat
 )
 def test_only_own_pages_may_connect(host: str, origin: str, local: bool, expected: bool):
     headers = {"Host": host} | ({"Origin": origin} if origin else {})
-    assert may_connect(headers, local) is expected
+    assert may_connect(headers, local, {"gpu3"}) is expected
 
 
 @pytest.mark.parametrize(
@@ -93,6 +97,7 @@ def test_only_own_pages_may_connect(host: str, origin: str, local: bool, expecte
     [
         ("localhost:8080", None, True, True),
         ("gpu3:8080", None, False, True),
+        ("gpu4:8080", None, False, False),
         ("evil.example:8080", None, True, False),
         ("[::1", None, True, False),
         ("", None, True, False),
@@ -102,7 +107,34 @@ def test_only_own_pages_may_connect(host: str, origin: str, local: bool, expecte
 )
 def test_pages_are_served_under_own_names(host: str, origin: str | None, local: bool, expected: bool):
     headers = {"Host": host} | ({} if origin is None else {"Origin": origin})
-    assert may_load(headers, local) is expected
+    assert may_load(headers, local, {"gpu3"}) is expected
+
+
+def test_too_many_pages_are_told_so(viewer: Viewer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "MOST_CLIENTS", 3)
+    place = f"127.0.0.1:{viewer.port}"
+    protocol = Subprotocol(f"viser-v{viser.__version__}")
+
+    def page() -> ClientConnection:
+        return connect(f"ws://{place}", origin=Origin(f"http://{place}"), subprotocols=[protocol])
+
+    pages = [page() for _ in range(3)]
+    with pytest.raises(InvalidStatus) as refused:
+        page()
+    assert refused.value.response.status_code == 503 and b"3 pages show the viewer already" in (
+        refused.value.response.body or b""
+    )
+    pages.pop().close()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:  # the place is free again, as soon as the server has seen it
+        try:
+            pages.append(page())
+            break
+        except InvalidStatus:
+            time.sleep(0.05)
+    assert len(pages) == 3
+    for one in pages:
+        one.close()
 
 
 @pytest.mark.parametrize(

@@ -87,12 +87,79 @@ def remove_stale_temporaries(folder: Path, older_than_s: float = 3600.0) -> None
                     os.unlink(entry.path)
 
 
-@contextlib.contextmanager
-def writing_alone(folder: Path, option: str) -> Iterator[None]:
-    """Makes a folder and keeps others of us from writing into it meanwhile; however the process ends, it is free again.
+def check_writable(folder: Path, option: str) -> Path:
+    """The folder, or of those above it the nearest that is there, in which it can be made.
 
     Args:
         option: that gave the folder, for messages.
+
+    Raises:
+        InputError: it is no folder, or nothing can be written there.
+    """
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is no folder; give another {option}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{folder}: is not writable; give another {option} or fix its permissions")
+    return folder
+
+
+class Lock:
+    """Keeps others of us from writing into a folder until it is released, or the process ends, however it ends."""
+
+    def __init__(self, folder: Path, option: str, name: str = "") -> None:
+        """
+        Args:
+            option: that gave the folder, for messages.
+            name: of a file there that says who holds it; without one the folder itself is locked, and no file left in it.
+
+        Raises:
+            InputError: another process holds it.
+            OSError: there is no such folder, or it can't be opened.
+        """
+        flags = os.O_RDWR | os.O_CREAT if name else os.O_RDONLY | os.O_DIRECTORY
+        handle = os.open(folder / name, flags | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = f" ({os.read(handle, 200).decode(errors='replace').strip() or 'it does not say who'})" if name else ""
+            os.close(handle)
+            text = f"{folder}: another run is writing here{holder}; wait for it, stop it, or give another {option}"
+            raise InputError(text) from None
+        except OSError:
+            pass  # some network file systems can't: then nobody is kept out
+        if name:
+            os.ftruncate(handle, 0)
+            os.write(handle, f"process {os.getpid()} on {os.uname().nodename}".encode())
+        self._handle: int | None = handle
+
+    def release(self) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+def is_locked(folder: Path, name: str) -> bool:
+    """Whether some process holds the `Lock` of this name at this moment."""
+    try:
+        handle = os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return False
+
+
+@contextlib.contextmanager
+def writing_alone(folder: Path, option: str) -> Iterator[None]:
+    """Makes a folder and keeps others of us out meanwhile.
 
     Raises:
         InputError: another run is writing there; it can't be made.
@@ -101,21 +168,13 @@ def writing_alone(folder: Path, option: str) -> Iterator[None]:
         raise InputError(f"{folder}: is no folder; give another {option}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        lock = Lock(folder, option)
     except OSError as error:
         raise InputError(f"{folder}: can't be made or opened ({error.strerror}); give another {option}") from error
     try:
-        # Of the folder itself, so that no file is left in it. Some network file systems can't: then nobody is kept out.
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            text = f"{folder}: another run is writing here; wait for it, stop it, or give another {option}"
-            raise InputError(text) from error
-        except OSError:
-            pass
         yield
     finally:
-        os.close(handle)
+        lock.release()
 
 
 def cache_dir() -> Path:

@@ -39,7 +39,7 @@ from mapanything.errors import InputError
 
 
 class Scenes(Protocol):
-    """What a data set has to say of itself: see `mapanything.datasets.opv2v`."""
+    """The questions that a data set has to answer: see `mapanything.datasets.scenes`."""
 
     def __len__(self) -> int: ...
 
@@ -286,19 +286,21 @@ class BudgetSampler(Sampler[list[tuple[int, int]]]):
                 rng = self._generator(0)
                 scenes = rng.permutation(self.num_samples)
                 views = rng.integers(self.min_views, self.max_views, endpoint=True)
+            plan = None
             for part, (num_shards, budget, steps) in enumerate([*self._past, (self.num_shards, self.budget, 0)]):
                 rng = self._generator(1, part) if self.shuffle else None
                 plan = plan_steps(scenes, views[scenes], self.min_views[scenes], num_shards, budget, rng)
                 scenes = plan.scenes[plan.starts[steps] :]
+            assert plan is not None  # the last part is always there
             self._laid_out = plan, self.num_samples - len(scenes)
         return self._laid_out
 
     def _batch(self, plan: Plan, before: int, k: int, shard: int) -> Batch:
         step, views = plan.step(k), int(plan.views[k])
         scenes = step[shard * len(step) // self.num_shards : (shard + 1) * len(step) // self.num_shards]
-        shown = scenes if len(scenes) else step[[shard % len(step)]]
+        chosen = scenes if len(scenes) else step[[shard % len(step)]]
         return Batch(
-            items=[(scene, views) for scene in shown.tolist()],
+            items=[(scene, views) for scene in chosen.tolist()],
             num_views=views,
             num_samples=len(scenes),
             num_samples_global=len(step),

@@ -28,10 +28,10 @@ def nearest_distances(queries: Float, reference: Float) -> Float:
 
 
 def _ordered_distances(queries: Float, reference: Float) -> Float:
-    from open3d.geometry import PointCloud
-    from open3d.utility import Vector3dVector
+    import open3d
 
-    clouds = [PointCloud(Vector3dVector(np.ascontiguousarray(points, np.float64))) for points in (queries, reference)]
+    vectors = open3d.utility.Vector3dVector
+    clouds = [open3d.geometry.PointCloud(vectors(np.ascontiguousarray(points, np.float64))) for points in (queries, reference)]
     return np.asarray(clouds[0].compute_point_cloud_distance(clouds[1]))
 
 

@@ -1,4 +1,4 @@
-"""What the maps under a depth root are: `depth.json` beside them says it, one kind of map in one root.
+"""Depth roots: `depth.json` beside the maps says what they are, one kind of map in one root.
 
     {"format": 1, "source": "lidar", "method": "visible", "parameters": {"jump": 0.3}, "version": 1}
 
@@ -44,7 +44,7 @@ _TEXT = re.compile(r"[\w .,:=+/()-]{1,80}\Z", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class DepthRoot:
-    """What the maps of a root are.
+    """The kind of the maps under a root.
 
     Attributes:
         source: a key of `SOURCES`.
@@ -69,16 +69,16 @@ class DepthRoot:
     def __str__(self) -> str:
         if self.is_plain:
             return f"plain {SOURCES[self.source]}, made without visibility"
-        details = [self.method, *(f"{name} {value}" for name, value in sorted(self.parameters.items()))]
-        return f"{SOURCES[self.source]} ({', '.join(details)})"
+        details = "".join(f", {name} {value}" for name, value in sorted(self.parameters.items()))
+        return f"{SOURCES[self.source]} ({self.method}{details})"
 
     def to_dict(self) -> dict[str, Any]:
-        """What depth.json holds, and what manifests and records say."""
+        """The content of depth.json, and of manifests and records."""
         return {"format": FORMAT, **asdict(self)}
 
 
 def read(root: Path) -> DepthRoot | None:
-    """What depth.json says; None where there is none.
+    """Reads depth.json; None where there is none.
 
     Raises:
         InputError: it can't be read, or is no such record.
@@ -143,7 +143,7 @@ def _is_grey(path: Path) -> bool:
 
 
 def recognise(layout: DepthLayout) -> DepthRoot | None:
-    """What a root without depth.json holds, by some of its maps; None where there is no map that can be read."""
+    """Tells what a root without depth.json holds, by some of its maps; None where no map can be read."""
     for path in islice(maps_of(layout), EXAMPLES):
         try:
             if path.suffix == ".png" and png_info(read_bytes(path), path).bit_depth == 8:
@@ -157,7 +157,7 @@ def recognise(layout: DepthLayout) -> DepthRoot | None:
 
 
 def look(layout: DepthLayout) -> DepthRoot | None:
-    """What a root says its maps are, else what they look like; None where neither is known.
+    """Reads what a root says its maps are, else looks at them; None where neither tells.
 
     Raises:
         InputError: depth.json is broken, or says something else than the maps do.

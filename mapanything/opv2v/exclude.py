@@ -1,4 +1,4 @@
-"""What training skips: a text file, one `split/scenario[/agent[/frame]]  # reason` a line.
+"""Agent-frames that training skips: a text file, one `split/scenario[/agent[/frame]]  # reason` a line.
 
 `./invoke check-data --write-exclude FILE` writes one, the datasets take it, and a person may write or edit one.
 """
@@ -20,7 +20,7 @@ _ALIASES = {"test_culvercity": "test_culver_city"}  # the docs' name and the arc
 
 @dataclass(frozen=True, slots=True)
 class Excluded:
-    """What is excluded: tuples of (split, scenario[, agent[, frame]])."""
+    """Excluded names: tuples of (split, scenario[, agent[, frame]])."""
 
     entries: frozenset[tuple[str, ...]] = frozenset()
 

@@ -1,4 +1,4 @@
-"""What training needs of a split's YAML files, in arrays: parsed once, cached, checked against the tree at each start.
+"""The poses and cameras of a split's YAML files, in arrays: parsed once, cached, checked against the tree at each start.
 
 Parsing a frame's YAML costs milliseconds, and a data set has tens of thousands. The index holds every pose and camera
 matrix of a split in a few arrays. It is right for the tree as it is *now*: each frame's row carries the size and time of

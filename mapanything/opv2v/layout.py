@@ -33,7 +33,7 @@ FRAME_BITS = {".yaml": YAML, ".pcd": PCD} | {f"_camera{k}.png": CAMERA[k] for k 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What of a data set is meant; an empty field means everything. Names are OPV2V's own, as strings."""
+    """The part of a data set that is meant; an empty field means everything. Names are OPV2V's own, as strings."""
 
     splits: tuple[str, ...] = ()
     scenarios: tuple[str, ...] = ()
@@ -79,7 +79,7 @@ class FramePaths:
 
 @dataclass(slots=True)
 class AgentFolder:
-    """What one vehicle's folder holds. `frames` maps a frame to its bits; `others` are names no frame owns.
+    """The content of one vehicle's folder. `frames` maps a frame to its bits; `others` are names no frame owns.
 
     A link that leads nowhere is no file: a frame lacks it.
     """
@@ -166,7 +166,7 @@ def find_splits(root: Path, wanted: Iterable[str] = ()) -> list[str]:
 
 
 def _level_hint(root: Path, names: list[str]) -> str:
-    """What to give instead, where the root is one level off."""
+    """Names what to give instead, where the root is one level off."""
     below = [name for name in names if any(child in SPLITS for child in _quiet_list(root / name))]
     if below:  # any program has a folder `test`: the one that holds scenarios is meant
         with_scenarios = [name for name in below if any(map(SCENARIO.match, _grandchildren(root / name)))]

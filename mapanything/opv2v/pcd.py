@@ -12,6 +12,7 @@ import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import simdjson
@@ -105,8 +106,8 @@ def _check_rows(data: bytes, header: PcdHeader, path: Path) -> None:
         return  # as OPV2V writes them
     lines = [line for line in body.splitlines() if line.strip()]
     for number, line in enumerate(lines[:rows], 1):
-        if (words := len(line.split())) != width:
-            raise InputError(f"{path}: row {number} has {words} of {width} numbers; restore the file")
+        if (count := len(line.split())) != width:
+            raise InputError(f"{path}: row {number} has {count} of {width} numbers; restore the file")
     if len(lines) != rows:
         raise InputError(f"{path}: has {len(lines)} of {rows} points; restore the file")
 
@@ -121,12 +122,12 @@ def parse_header(data: bytes, path: Path) -> PcdHeader:
             raise InputError(f"{path}: is no PCD file (its header has no DATA line); restore the file")
         line = data[position:end]
         position = end + 1
-        words = line.decode("ascii", errors="replace").split("#", 1)[0].split()
-        if words:
-            key = words[0].upper()
+        entries = line.decode("ascii", errors="replace").split("#", 1)[0].split()
+        if entries:
+            key = entries[0].upper()
             if key not in _HEADER_KEYS | {"DATA"}:
                 raise InputError(f"{path}: is no PCD file (unknown header line {line[:40]!r}); restore the file")
-            values["FIELDS" if key == "COLUMNS" else key] = words[1:]
+            values["FIELDS" if key == "COLUMNS" else key] = entries[1:]
     return _checked_header(values, position, path)
 
 
@@ -209,7 +210,8 @@ def _plain_table(data: bytes, header: PcdHeader, width: int) -> NDArray[np.float
     if not hasattr(_thread, "parser"):
         _thread.parser = simdjson.Parser()  # keeps its memory from cloud to cloud
     try:
-        values = np.frombuffer(_thread.parser.parse(text.data).as_buffer(of_type="d"))
+        parsed: Any = _thread.parser.parse(text.data)
+        values = np.frombuffer(parsed.as_buffer(of_type="d"))
     except (ValueError, TypeError, RuntimeError):
         return None  # a NaN, a leading "+", no number at all: the patient reader knows, or says what is wrong
     return values.reshape(rows, width) if values.size == rows * width else None

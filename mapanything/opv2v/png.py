@@ -29,7 +29,7 @@ _SUB = 1
 
 @dataclass(frozen=True, slots=True)
 class PngInfo:
-    """What IHDR says."""
+    """The fields of IHDR."""
 
     width: int
     height: int
@@ -129,7 +129,7 @@ def read_png16(path: Path) -> NDArray[np.integer]:
 
 
 def pillow_words(error: Exception) -> str:
-    """What Pillow says, without the object in memory that it names instead of the file."""
+    """Pillow's message, without the object in memory that it names instead of the file."""
     return str(error).partition(" <_io.")[0]
 
 
@@ -168,7 +168,7 @@ def _decode_sub_filtered(data: bytes, info: PngInfo) -> NDArray[np.uint8] | None
     try:
         inflater = isal_zlib.decompressobj()
         raw = inflater.decompress(b"".join(pieces), size + 1)
-    except isal_zlib.error:
+    except isal_zlib.error:  # pyright: ignore[reportGeneralTypeIssues] # its stub calls the class a variable
         return None
     if len(raw) != size or not inflater.eof:  # eof: the stream's own Adler-32 was there and right
         return None

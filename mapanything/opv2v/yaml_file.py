@@ -30,7 +30,13 @@ _Loader.yaml_implicit_resolvers = {
     for first, pairs in yaml.CSafeLoader.yaml_implicit_resolvers.items()
 }
 _FLOAT = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+\Z")
-_Loader.add_constructor("tag:yaml.org,2002:python/tuple", lambda loader, node: loader.construct_sequence(node))
+
+
+def _tuple(loader: _Loader, node: yaml.SequenceNode) -> list[Any]:
+    return loader.construct_sequence(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
 for _first in "-+.0123456789":
     _Loader.yaml_implicit_resolvers.setdefault(_first, []).insert(0, ("tag:yaml.org,2002:float", _FLOAT))
 
@@ -74,8 +80,8 @@ def kind_of(value: Any) -> str:
     """A value's kind in YAML's words. A list is never printed: through aliases a small file can hold one of 9^39 items."""
     if isinstance(value, str):
         return repr(value[:40])
-    words = {type(None): "null", bool: "true or false", list: "a list", dict: "a mapping", int: "a number", float: "a number"}
-    return words.get(type(value), "no plain value")
+    kinds = {type(None): "null", bool: "true or false", list: "a list", dict: "a mapping", int: "a number", float: "a number"}
+    return kinds.get(type(value), "no plain value")
 
 
 def _may_nest_deeply(data: bytes) -> bool:

@@ -18,8 +18,8 @@ from typing import NoReturn
 from mapanything.cli.data import CHECK_DATA, DEPTH, IMAGES
 from mapanything.errors import printable, run_command
 from mapanything.opv2v.check.report import (
+    check_file_writable,
     check_report_path,
-    check_writable,
     console_lines,
     exclusions,
     summary_line,
@@ -36,7 +36,7 @@ def options_from(arguments: argparse.Namespace) -> CheckOptions:
     if arguments.report:
         check_report_path(arguments.report)
     if arguments.write_exclude:
-        check_writable(arguments.write_exclude)
+        check_file_writable(arguments.write_exclude)
         check_replaceable(arguments.write_exclude)
     depth_root = arguments.depth_root
     # The mount's folder is there even where nothing is mounted.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import os
 import shutil
 import sys
 import warnings
@@ -19,7 +18,7 @@ from typing import Any
 from mapanything.cli.data import DEPTH
 from mapanything.cli.network import INFER
 from mapanything.errors import InputError, run_command
-from mapanything.files import writing_alone
+from mapanything.files import check_writable, writing_alone
 from mapanything.results.clouds import ENCODERS
 from mapanything.tools.options import parse_devices, parse_resolution, selection
 
@@ -43,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = args.save_pred_dir or Path("visualization_outputs") / datetime.date.today().isoformat() / "predictions"
     depth_root = (args.depth_root or DEPTH) if "depth" in inputs else None
     depth_layout(depth_root)
-    _check_writable(out)
+    check_writable(out, "--save-pred-dir")
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
         keys = find_scenes(
@@ -125,22 +124,8 @@ def _what_makes_it(args: argparse.Namespace, amp: str, devices: list[str]) -> di
     }
 
 
-def _existing(folder: Path) -> Path:
-    while not folder.exists():
-        folder = folder.parent
-    return folder
-
-
-def _check_writable(out: Path) -> None:
-    folder = _existing(out)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: is no folder; give another --save-pred-dir")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"{folder}: is not writable; give another --save-pred-dir or fix its permissions")
-
-
 def _check_space(out: Path, needed: int) -> None:
-    folder = _existing(out)
+    folder = check_writable(out, "--save-pred-dir")
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(

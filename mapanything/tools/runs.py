@@ -14,7 +14,8 @@ from typing import Any
 
 from mapanything.cli.network import RUNS
 from mapanything.errors import InputError, run_command
-from mapanything.train.logs import LOG, STATUS, is_locked, read_log, read_status
+from mapanything.files import is_locked
+from mapanything.train.logs import LOCK, LOG, STATUS, read_log, read_status
 
 
 def find_runs(root: Path) -> list[dict[str, Any]]:
@@ -32,7 +33,7 @@ def find_runs(root: Path) -> list[dict[str, Any]]:
 def describe(folder: Path, name: str) -> dict[str, Any]:
     status, entries = read_status(folder), read_log(folder)
     state = status.get("state", "?")
-    if is_locked(folder):
+    if is_locked(folder, LOCK):
         state = "running"
     elif state == "running":
         state = "killed"

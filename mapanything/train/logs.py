@@ -11,7 +11,6 @@ One run at a time: the first process of a run holds a lock on `.lock` for as lon
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -32,49 +31,6 @@ from mapanything.files import DISK_ERRORS, read_json
 log = logging.getLogger(__name__)
 
 LOCK, LOG, STATUS, CONSOLE = ".lock", "log.txt", "status.json", "console.log"
-
-
-class Lock:
-    """Held until the process ends, however it ends."""
-
-    def __init__(self, folder: Path) -> None:
-        """
-        Raises:
-            InputError: another process holds it.
-        """
-        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(handle, 200).decode(errors="replace").strip()
-            os.close(handle)
-            raise InputError(
-                f"{folder}: another run is writing here ({holder or 'it does not say who'}); wait for it, stop it, or give "
-                "another output_dir"
-            ) from None
-        os.ftruncate(handle, 0)
-        os.write(handle, f"process {os.getpid()} on {os.uname().nodename}".encode())
-        self._handle: int | None = handle
-
-    def release(self) -> None:
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether a run is writing here at this moment."""
-    try:
-        handle = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False
 
 
 def make_folder(folder: Path) -> None:

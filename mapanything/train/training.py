@@ -23,7 +23,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from mapanything.errors import InputError, run_command
-from mapanything.files import DISK_ERRORS
+from mapanything.files import DISK_ERRORS, Lock
 from mapanything.train import logs
 from mapanything.train.batches import end_loaders, lost_loader
 from mapanything.train.checkpoints import FINAL, LAST, PREVIOUS
@@ -72,7 +72,7 @@ def check(config: DictConfig) -> None:
     if config.resume is False or not any((folder / name).exists() for name in (LAST, PREVIOUS)):
         check_start(config)
     logs.make_folder(folder)
-    logs.Lock(folder).release()
+    Lock(folder, "output_dir", logs.LOCK).release()
 
 
 def work(config: DictConfig, layout: Plan) -> int:
@@ -93,7 +93,7 @@ def work(config: DictConfig, layout: Plan) -> int:
                 problem = None
                 if process.rank == 0:
                     try:
-                        lock = logs.Lock(folder)
+                        lock = Lock(folder, "output_dir", logs.LOCK)
                     except InputError as error:
                         problem = str(error)
                 problem = process.share(problem)

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from mapanything.datasets.opv2v import CoopOptions, OPV2VCoopDataset, OPV2VDataset, SceneOptions
-from mapanything.datasets.views import collate
+from mapanything.datasets.views import View, collate
 from mapanything.errors import InputError
 from mapanything.geometry import camera, carla
 from mapanything.geometry.rigid import invert, transform
@@ -37,7 +37,7 @@ def coop(root: Path, depth: Path | None = None, **changes) -> OPV2VCoopDataset:
     return OPV2VCoopDataset(root, depth, **(options | changes))
 
 
-def frame_of(root: Path, view: dict):
+def frame_of(root: Path, view: View):
     split, scenario, _, frame = view["label"].split("/")
     return read_frame(root / split / scenario / view["agent"] / f"{frame}.yaml")
 
@@ -170,7 +170,7 @@ def test_excluded_frames_are_left_out(generated_root, tmp_path):
     assert len(less) == len(full) - 1 and less[0][0]["label"] != label
 
 
-def equal(a: list[dict], b: list[dict]) -> bool:
+def equal(a: list[View], b: list[View]) -> bool:
     if len(a) != len(b):
         return False
     return all(
@@ -324,4 +324,4 @@ def test_options_are_frozen_and_checked_without_data():
     with pytest.raises(InputError, match="multiples of 14"):
         SceneOptions(resolution=(500, 392))
     with pytest.raises(AttributeError):
-        SceneOptions().seed = 1
+        SceneOptions().seed = 1  # pyright: ignore[reportAttributeAccessIssue] # that it frozen

@@ -234,7 +234,7 @@ def test_resuming_goes_on_as_if_nothing_had_happened(dataset, budget, layout, se
 @settings(max_examples=150, deadline=None)
 @given(mixed_scenes(), seeds, st.lists(parts_of_runs, min_size=1, max_size=4), budgets, layouts)
 def test_an_epoch_over_changing_numbers_of_ranks_has_every_scene_once(dataset, seed, runs, last_budget, last_layout):
-    items, state = [], None
+    items, state, ranks = [], None, []
     for budget, layout, stop in [*runs, (last_budget, last_layout, 10**6)]:
         ranks = samplers(dataset, budget, layout, seed) if state is None else resumed(dataset, budget, layout, state, seed)
         done = steps(ranks)[:stop]

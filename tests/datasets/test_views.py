@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -103,7 +105,7 @@ def test_sparse_depth_is_kept_where_nearest_would_drop_it():
     assert np.count_nonzero(framing.depth(depth)) > 0.95 * 5000
 
 
-def view(**changes) -> dict:
+def view(**changes) -> Any:
     rng = np.random.default_rng(3)
     pose = np.eye(4)
     pose[:3, :3] = matrix_from_quat(rng.normal(size=4))
@@ -248,7 +250,7 @@ def test_collate_stacks_tensors_and_lists_strings():
     batch = collate([sample, sample, sample])
     assert len(batch) == 2 and batch[0]["img"].shape == (3, 3, 42, 56)
     assert batch[1]["agent"] == ["650"] * 3 and batch[0]["data_norm_type"] == ["dinov2"] * 3
-    assert batch[0]["is_metric_scale"].dtype == torch.bool
+    assert torch.equal(torch.as_tensor(batch[0]["is_metric_scale"]), torch.tensor([True] * 3))
     with pytest.raises(ValueError, match="number"):
         collate([sample, sample[:1]])
 

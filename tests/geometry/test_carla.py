@@ -91,6 +91,7 @@ def test_real_extrinsics_follow_from_the_poses(real_root: Path, real_yaml_root: 
             for name in folder.frames:
                 frame = read_frame(folder.path / f"{name}.yaml")
                 for camera in frame.cameras:
+                    assert camera.extrinsic is not None
                     stored = carla.cv_from_ue(camera.extrinsic)
                     assert np.abs(stored - camera.camera_from_lidar).max() <= 1e-9
                     assert np.abs(stored - invert(camera.world_from_camera) @ frame.world_from_lidar).max() <= 1e-9
@@ -112,6 +113,7 @@ def test_real_road_is_level(real_root: Path):
             near = np.hypot(points[:, 0], points[:, 2]) < 25
             level = np.median(ground[near & (ground > np.quantile(ground[near], 0.5))])
             road = world[near & (np.abs(ground - level) < 0.1)]
+            normal = np.zeros(3)
             for _ in range(10):
                 centre = road.mean(axis=0)
                 normal = np.linalg.svd(road - centre, full_matrices=False)[2][2]

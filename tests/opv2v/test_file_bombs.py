@@ -79,8 +79,8 @@ def test_yaml_bombs(name: str, tmp_path: Path) -> None:
 
 
 def _header(**changes: str) -> bytes:
-    fields = {"VERSION": "0.7", "FIELDS": "x y z", "SIZE": "4 4 4", "TYPE": "F F F", "COUNT": "1 1 1", "WIDTH": "20",
-              "HEIGHT": "1", "POINTS": "20", "DATA": "binary"} | changes  # fmt: skip
+    fixed = "VERSION 0.7,FIELDS x y z,SIZE 4 4 4,TYPE F F F,COUNT 1 1 1,WIDTH 20,HEIGHT 1,POINTS 20,DATA binary"
+    fields = {line.split()[0]: line.partition(" ")[2] for line in fixed.split(",")} | changes
     return "".join(f"{key} {value}\n" for key, value in fields.items()).encode()
 
 

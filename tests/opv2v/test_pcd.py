@@ -69,7 +69,7 @@ def test_every_encoding_gives_the_same_bits(tmp_path, cloud, encoding):
     points, red = cloud
     read = read_pcd(write(tmp_path / "c.pcd", points, red, encoding))
     assert np.array_equal(read.points, points)
-    assert np.array_equal(read.intensity, red.astype(np.float32) / np.float32(255))
+    assert read.intensity is not None and np.array_equal(read.intensity, red.astype(np.float32) / np.float32(255))
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "binary"])
@@ -80,7 +80,8 @@ def test_intensity_survives_where_subnormals_are_flushed(tmp_path, cloud, encodi
     if not torch.set_flush_denormal(True):
         pytest.skip("this processor cannot flush subnormals")
     try:
-        assert np.array_equal(read_pcd(path).intensity, red.astype(np.float32) / np.float32(255))
+        intensity = read_pcd(path).intensity
+        assert intensity is not None and np.array_equal(intensity, red.astype(np.float32) / np.float32(255))
     finally:
         torch.set_flush_denormal(False)
 
@@ -91,7 +92,8 @@ def test_any_order_of_fields_and_extra_ones(tmp_path):
     table = np.array([(0.5, 3.0, (1, 2, 3), 2.0, 1.0), (0.25, 6.0, (4, 5, 6), 5.0, 4.0)], dtype=dtype)
     (tmp_path / "c.pcd").write_bytes(head + table.tobytes())
     read = read_pcd(tmp_path / "c.pcd")
-    assert read.points.tolist() == [[1, 2, 3], [4, 5, 6]] and read.intensity.tolist() == [0.5, 0.25]
+    assert read.points.tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert read.intensity is not None and read.intensity.tolist() == [0.5, 0.25]
 
 
 def test_ascii_of_other_writers(tmp_path):
@@ -100,7 +102,7 @@ def test_ascii_of_other_writers(tmp_path):
     (tmp_path / "c.pcd").write_bytes(header("x y z rgb", "4 4 4 4", "F F F U", 3, "ascii") + body)
     read = read_pcd(tmp_path / "c.pcd")
     assert read.points[[0, 2]].tolist() == [[1, 2, 3], [4, 5, 6]] and np.isnan(read.points[1]).all()
-    assert np.allclose(read.intensity, [127 / 255, 0, 1])
+    assert read.intensity is not None and np.allclose(read.intensity, [127 / 255, 0, 1])
 
 
 def test_a_cloud_without_colour_or_without_points(tmp_path):
@@ -138,7 +140,8 @@ def test_a_file_cut_anywhere_is_said_to_be(tmp_path, cloud, encoding):
     ],
 )
 def test_headers_that_contradict_themselves(tmp_path, cloud, old, new):
-    path = write(tmp_path / "c.pcd", *cloud, "binary")
+    points, red = cloud
+    path = write(tmp_path / "c.pcd", points, red, "binary")
     path.write_bytes(path.read_bytes().replace(old, new))
     with pytest.raises(InputError, match=r"c\.pcd"):
         read_pcd(path)
@@ -208,7 +211,7 @@ def test_real_cloud_in_other_encodings(pcd_root: Path, name: str):
     read = read_pcd(pcd_root / f"opv2v_4288_000069_{name}.pcd")
     # The ascii copy was written with ten digits after the point.
     assert np.abs(read.points - expected[:, :3]).max() <= (1e-10 if name == "xyzi_ascii" else 0)
-    assert np.array_equal(read.intensity, expected[:, 3])
+    assert read.intensity is not None and np.array_equal(read.intensity, expected[:, 3])
 
 
 @pytest.mark.real

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mapanything.errors import InputError
+from mapanything.files import Lock, is_locked
 from mapanything.models.mapanything import MapAnything
 from mapanything.tools import runs
 from mapanything.train import checkpoints, logs, training
@@ -179,12 +180,12 @@ def test_folder_that_cannot_be_written(tmp_path, data):
 
 @pytest.mark.faults
 def test_second_run_in_one_folder(tmp_path, data):
-    lock = logs.Lock(tmp_path)
-    assert logs.is_locked(tmp_path)
+    lock = Lock(tmp_path, "output_dir", logs.LOCK)
+    assert is_locked(tmp_path, logs.LOCK)
     with pytest.raises(InputError, match=rf"another run is writing here \(process {os.getpid()} on"):
         training.main(settings(tmp_path, data))
     lock.release()
-    assert not logs.is_locked(tmp_path)
+    assert not is_locked(tmp_path, logs.LOCK)
     assert not list(tmp_path.glob("checkpoint*"))
 
 

@@ -1,4 +1,4 @@
-"""What the files of an agent-frame say (standard) and what is in them (deep). Every file is read once.
+"""Checks the files of an agent-frame: their headers (standard), their content (deep). Every file is read once.
 
 A problem is named where it arises and nowhere else: what depends on a file that is known to be wrong is not checked.
 """
@@ -207,7 +207,7 @@ def _check_cloud(context: Context, paths: FramePaths, findings: _Findings) -> Po
     if cloud is None:
         return None
     points = cloud.points
-    finite = np.isfinite(points).all(axis=1)
+    finite = np.asarray(np.isfinite(points).all(axis=1))
     if not finite.all():
         message = f"{np.count_nonzero(~finite)} of {len(finite)} points are NaN or infinite, as where no echo came"
         findings.add("no-echo", message, path, root)
@@ -309,7 +309,7 @@ def _depth_values_are_right(depth: NDArray[np.float32], path: Path, root: Path, 
 
 
 def _depth_differs(depth: NDArray[np.float32], camera: Camera, cloud: PointCloud) -> str:
-    """What is wrong, or "". Occlusion, sky and moving parts touch few pixels: the median does not see them."""
+    """Says what is wrong, or "". Occlusion, sky and moving parts touch few pixels: the median does not see them."""
     height, width = depth.shape
     points = carla.cv_points(cloud.points[:: max(1, len(cloud.points) // COMPARED_POINTS)])
     uv, measured = project(transform(camera.camera_from_lidar, points), camera.cv_intrinsics)

@@ -1,4 +1,4 @@
-"""What a check found: the kinds of problem, their counts, and the report for a person, a program and the training.
+"""The result of a check: the kinds of problem, their counts, and the report for a person, a program and the training.
 
 A report holds nothing that differs between two hosts with the same data: no times, no absolute file names, one order.
 """
@@ -9,7 +9,6 @@ import csv
 import importlib.metadata
 import io
 import json
-import os
 import platform
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mapanything.errors import InputError
-from mapanything.files import write_atomic
+from mapanything.files import check_writable, write_atomic
 from mapanything.opv2v.check.hidden import Labels
 from mapanything.opv2v.depth_root import DepthRoot
 
@@ -148,7 +147,7 @@ def console_lines(report: Report) -> Iterator[str]:
         scenarios: dict[str, list[Problem]] = defaultdict(list)
         for problem in problems:
             scenarios["/".join(filter(None, problem[:2])) or "data set"].append(problem)
-        shown = 0
+        listed = 0
         # On a whole data set with the same fault everywhere one example a scenario is enough.
         examples = SHOWN if len(scenarios) <= 2 else 1
         most_first = sorted(scenarios.items(), key=lambda item: -len(item[1]))
@@ -157,11 +156,11 @@ def console_lines(report: Report) -> Iterator[str]:
             limit = len(members) if len(problems) <= 10 else examples
             for problem in members[:limit]:
                 yield f"    {problem.file or problem.place}: {problem.message}"
-                shown += 1
-        if shown < len(problems):
+                listed += 1
+        if listed < len(problems):
             others = len(scenarios) - SHOWN_SCENARIOS
             where = f" (also in {others} other scenarios)" if others > 0 else ""
-            yield f"    … and {len(problems) - shown} more{where}: --report FILE lists all"
+            yield f"    … and {len(problems) - listed} more{where}: --report FILE lists all"
     if report.depth is not None:
         yield f"depth: {report.depth}"
     if report.labels.count:
@@ -195,18 +194,14 @@ def check_report_path(path: Path) -> None:
     """Refuses a report's name before hours of checking rather than after them."""
     if path.suffix not in (".json", ".csv"):
         raise InputError(f"--report {path}: must end in .json or .csv")
-    check_writable(path)
+    check_file_writable(path)
 
 
-def check_writable(path: Path) -> None:
+def check_file_writable(path: Path) -> None:
     """Raises InputError where `path` can't become a file."""
-    folder = path.parent
-    while not os.path.lexists(folder):
-        folder = folder.parent
-    if path.is_dir() or not folder.is_dir():
-        raise InputError(f"{path}: can't be written, {path if path.is_dir() else folder} is no file's place; name another")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"{path}: can't be written, {folder} is not writable; name another place")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file")
+    check_writable(path.parent, "file name")
 
 
 def write_report(report: Report, path: Path) -> None:
@@ -259,7 +254,7 @@ def _fields(problem: Problem) -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Of what decodes the files: another version may judge a file differently."""
+    """Versions of what decodes the files: another one may judge a file differently."""
     packages = ("numpy", "pillow", "isal", "pysimdjson", "PyYAML")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
 

@@ -38,7 +38,7 @@ PIECE = 12  # agent-frames of a piece of work: under half a second, so that Ctrl
 
 @dataclass(frozen=True, slots=True)
 class CheckOptions:
-    """What to check, and how. `progress` None: a bar on a terminal only."""
+    """The data to check, and how. `progress` None: a bar on a terminal only."""
 
     root: Path
     depth: DepthLayout | None = None
@@ -106,7 +106,7 @@ def _check_depth_root(depth: DepthLayout) -> None:
 
 
 def _depth_kind(root: Path, depth: DepthLayout) -> tuple[DepthRoot | None, list[Problem]]:
-    """What the depth maps are, and what is wrong with that."""
+    """The kind of the depth maps, and what is wrong with it."""
 
     def problem(kind: str, message: str) -> Problem:
         return Problem("", "", "", "", depth_root.NAME, kind, message)

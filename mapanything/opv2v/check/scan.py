@@ -169,8 +169,8 @@ def _short(error: InputError) -> str:
 def _dangling(root: Path, only: tuple[str, ...], *parts: str) -> Iterator[Problem]:
     """Links in a folder that lead nowhere: a split, scenario or agent whose disk is not mounted."""
     for name in broken_links(root, *parts, only=only):
-        place = [*name.split("/"), "", ""][:3]
-        yield Problem(*place, "", name, "dangling-link", LEADS_NOWHERE)
+        split, scenario, agent = [*name.split("/"), "", ""][:3]
+        yield Problem(split, scenario, agent, "", name, "dangling-link", LEADS_NOWHERE)
 
 
 def _same_splits(root: Path, splits: list[str]) -> Iterator[Problem]:
@@ -266,7 +266,7 @@ def _frames_differ(agents: list[AgentScan]) -> Iterator[Problem]:
         if agent.frames:
             scenarios.setdefault((agent.split, agent.scenario), []).append(agent)
     for (split, scenario), members in scenarios.items():
-        union = set().union(*(member.frames for member in members))
+        union = {frame for member in members for frame in member.frames}
         for member in members:
             lacking = sorted(union - member.frames.keys())
             if lacking:
@@ -276,7 +276,7 @@ def _frames_differ(agents: list[AgentScan]) -> Iterator[Problem]:
 
 
 def known_defects(tree: TreeScan) -> Iterator[Problem]:
-    """What is known to be broken and is there."""
+    """Names what is there and known to be broken."""
     for known in KNOWN_DEFECTS:
         if not known.agent and not known.frame:
             places = {(split, name, "", "") for split, name in tree.scenarios if name == known.scenario}

@@ -193,10 +193,6 @@ def lint(given: SimpleNamespace) -> None:
 HELP = Command(
     "help", "invoke", "Explains a task and its options (as does `./invoke --help TASK`).", (word("name", "the task"),)
 )
-COMMANDS = (
-    *(data.DOCTOR, data.LINK_DATA, data.CHECK_DATA, data.TREE, data.MAKE_DEPTH, data.MAKE_SAMPLE),
-    *(network.RUNS, network.PLAN_MEMORY, network.INFER, network.EVALUATE),
-    *(pictures.VIZ, pictures.VIEWER, pictures.DEMO, dev.BENCH, dev.LOCK, dev.IMAGE),
-)
-OWN = {HELP: explain, network.TRAIN: train, dev.TEST: test, dev.LINT: lint}
-namespace = Collection(*(TableTask(command) for command in COMMANDS), *(TableTask(*pair) for pair in OWN.items()))
+ACTS = {HELP: explain, network.TRAIN: train, dev.TEST: test, dev.LINT: lint}  # what is more than its command line
+TABLES = [value for room in (data, network, pictures, dev) for value in vars(room).values() if isinstance(value, Command)]
+namespace = Collection(*(TableTask(command, ACTS.get(command)) for command in [HELP, *TABLES]))

@@ -38,7 +38,6 @@ BENCH = Command(
             "timed rounds",
             otherwise=", ".join(f"{suite} {rounds}" for suite, rounds in SUITES.items()),
             type=positive,
-            metavar="N",
         ),
         file("json", "write the figures to this file too"),
     ),

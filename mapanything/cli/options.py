@@ -12,7 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mapanything.cli.types import length, odd, port, positive, whole
+
 ROOT = Path(__file__).parents[2]  # of the repository
+NUMBERS = (int, positive, whole, length, odd, port)
 
 
 def with_dashes(words: Iterable[str]) -> list[str]:
@@ -104,7 +107,8 @@ class Option:
         if self.kind == "flag":
             settings["action"] = "store_true"
         else:
-            settings |= {"type": self.type, "choices": self.choices, "metavar": self.metavar, "default": self.default}
+            metavar = self.metavar or ("N" if self.type in NUMBERS else None)
+            settings |= {"type": self.type, "choices": self.choices, "metavar": metavar, "default": self.default}
             if self.kind == "several":
                 settings |= {"action": "extend" if self.nargs else "append", "default": []}
             if self.nargs:
@@ -185,6 +189,11 @@ class Command:
             for kind in self.kinds:
                 _declare(commands.add_parser(kind.name, help=kind.help, description=kind.help), kind.options)
         return parser
+
+
+def tool(name: str, help: str, *declared: Option, module: str = "", epilog: str | None = None) -> Command:
+    """A command of `mapanything.tools`, whose module has the name of the task where nothing else is said."""
+    return Command(name, module or f"mapanything.tools.{name.replace('-', '_')}", help, options(*declared), epilog=epilog)
 
 
 def _declare(parser: argparse.ArgumentParser, declared: Iterable[Option]) -> None:

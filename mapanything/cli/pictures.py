@@ -6,13 +6,12 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 
 from mapanything.cli.data import DEPTH, JOBS, one_frame
-from mapanything.cli.options import Command, Option, file, flag, folder, from_caller, group, options, several, word
+from mapanything.cli.options import Command, Option, file, flag, folder, from_caller, group, options, several, tool, word
 from mapanything.cli.types import file_name, length, names_of, odd, port, positive
 
 OUTPUTS = Path("visualization_outputs")
 VIEWS = ("chase", "top", "camera0", "camera1", "camera2", "camera3", "fit")
 LAYERS = ("cloud", "ground_truth", "boxes", "cameras", "axes", "paths", "rings", "names")
-KINDS_OF_SEQUENCE = ("pose", "cloud", "boxes")
 MOVING = (".gif", ".mp4")
 
 
@@ -28,175 +27,118 @@ def locate_file(text: str) -> str:
     return from_caller(text) if Path(text).suffix else text
 
 
+def kind(name: str, help: str, *declared: Option) -> Command:
+    """One kind of picture."""
+    return Command(name, "", help, options(*declared))
+
+
 FRAME = (*one_frame("which frame"), flag("single", "only this vehicle, not the others of the timestamp"))
-OUTPUT = file(
-    "output", "the picture to write", otherwise=f"{OUTPUTS}/<date>/....png", type=file_name(".png"), metavar="FILE.png"
-)
+OUTPUT = file("output", "the picture", otherwise=f"{OUTPUTS}/<date>/....png", type=file_name(".png"), metavar="FILE.png")
 PREDICTION = folder("prediction", "what `./invoke infer` wrote, or one scene's folder in it")
 AXES = Option(
-    "axes",
-    "of cloud files: x forward, y right, z up, or x right, y down, z forward",
-    "opv2v",
-    choices=("opv2v", "opencv"),
+    "axes", "of cloud files: x forward, y right, z up, or x right, y down, z forward", "opv2v", choices=("opv2v", "opencv")
 )
 COLOR = Option("color", "of LiDAR points", "height", choices=("height", "agent"))
 NO_3D = flag("no-3d", "only the view from above, without Open3D")
 VIEW = Option("view", "one view only, or a sheet of them", "sheet", choices=("sheet", *VIEWS))
-HOW = group(
-    "how",
-    Option("max-range", "metres shown to each side", otherwise="60, or all agents", type=length, metavar="M"),
-    Option("camera-size", "of the cameras' frusta, metres", 2.0, type=length, metavar="M"),
-    Option("point-size", "of points, pixels", 1.5, type=length, metavar="PX"),
-    Option(
-        "hide",
-        f"layers to leave out, with commas: {', '.join(LAYERS)}",
-        (),
-        "none",
-        type=names_of("layer", LAYERS),
-        metavar="A,B",
-    ),
-)
 # What the group's scripts call it; pictures never need a window.
-NO_WINDOW = group("how", flag("no-gui", "no window; so it is anyway", also=("offscreen",), either="window"))
-WINDOW = group("how", flag("window", "Open3D's window instead of a file; needs a display", either="window"))
+NO_WINDOW = flag("no-gui", "no window; so it is anyway", also=("offscreen",), either="window")
+LOOKS = (
+    Option("max-range", "metres shown to each side", otherwise="60, or all agents", type=length),
+    Option("camera-size", "of the cameras' frusta, metres", 2.0, type=length),
+    Option("point-size", "of points, pixels", 1.5, type=length),
+    Option("hide", f"of {', '.join(LAYERS)}", (), "none", type=names_of("layer", LAYERS), metavar="A,B"),
+)
+MOVING_LOOKS = group("how", *LOOKS, NO_WINDOW)
+HOW = group("how", *LOOKS, flag("window", "Open3D's window instead of a file; needs a display", either="window"), NO_WINDOW)
+PREDICTED = (*FRAME, PREDICTION, OUTPUT)
+CLOUDS = (*PREDICTED, *HOW, VIEW, COLOR)
 
 VIZ = Command(
     "viz",
     "mapanything.tools.viz",
     "Draws pictures as PNG, GIF or MP4, without a display: `./invoke viz boxes --max-range 60`.",
     kinds=(
-        Command(
+        kind(
             "pose",
-            "",
-            "clouds, boxes, cameras and paths of a timestamp's agents, from above and in 3D",
-            (*FRAME, OUTPUT, *HOW, *WINDOW, *NO_WINDOW, NO_3D),
+            "a timestamp from above and in 3D: clouds, boxes, cameras, paths of all agents",
+            *FRAME,
+            OUTPUT,
+            *HOW,
+            NO_3D,
         ),
-        Command(
+        kind(
             "cloud",
-            "",
             "LiDAR, a prediction or any cloud files from above, from behind and through each camera",
-            (
-                word(
-                    "files",
-                    ".pcd, .ply or .glb files instead of a frame",
-                    type=Path,
-                    nargs="*",
-                    metavar="FILE",
-                    locate=locate_file,
-                ),
-                *FRAME,
-                PREDICTION,
-                OUTPUT,
-                *HOW,
-                *WINDOW,
-                *NO_WINDOW,
-                VIEW,
-                COLOR,
-                AXES,
+            word(
+                "files",
+                "clouds instead of a frame: .pcd, .ply, .glb",
+                type=Path,
+                nargs="*",
+                metavar="FILE",
+                locate=locate_file,
             ),
+            *CLOUDS,
+            AXES,
         ),
-        Command(
-            "boxes",
-            "",
-            "the same with the vehicles' boxes",
-            (*FRAME, PREDICTION, OUTPUT, *HOW, *WINDOW, *NO_WINDOW, VIEW, COLOR),
-        ),
-        Command(
+        kind("boxes", "the same with the vehicles' boxes", *CLOUDS),
+        kind(
             "compare",
-            "",
             "a prediction beside, over and against the LiDAR, or two cloud files",
-            options(
-                *FRAME,
-                PREDICTION,
-                file("pred-pcd", "a predicted cloud ..."),
-                file("gt-pcd", "... and the true one, in the same frame"),
-                AXES,
-                OUTPUT,
-                *HOW,
-                *WINDOW,
-                *NO_WINDOW,
-                Option("view", "of all four panels", "chase", choices=VIEWS, metavar="VIEW"),
-            ),
+            *PREDICTED,
+            *HOW,
+            AXES,
+            file("pred-pcd", "a predicted cloud ..."),
+            file("gt-pcd", "... and the true one, in the same frame"),
+            Option("view", "of all four panels", "chase", choices=VIEWS, metavar="VIEW"),
         ),
-        Command(
+        kind(
             "depth",
-            "",
             "depth maps below their images, predicted ones below those",
-            (
-                *FRAME,
-                PREDICTION,
-                folder("depth-root", "depth maps", otherwise=f"{DEPTH} where there is one, else the LiDAR"),
-                OUTPUT,
-            ),
+            *PREDICTED,
+            folder("depth-root", "depth maps", otherwise=f"{DEPTH} where there is one, else the LiDAR"),
         ),
-        Command(
+        kind(
             "frame",
-            "",
             "LiDAR points and boxes over the four images of one agent",
-            (*FRAME, OUTPUT, Option("point-size", "of points, an odd number of pixels", 3, type=odd, metavar="PX")),
+            *FRAME,
+            OUTPUT,
+            Option("point-size", "of points, an odd number of pixels", 3, type=odd),
         ),
-        Command(
+        kind(
             "sequence",
-            "",
             "pose, cloud or boxes over many frames: GIF, MP4 or a folder of PNGs",
-            options(
-                word("picture", "of each frame", "boxes", choices=KINDS_OF_SEQUENCE, nargs="?"),
-                *FRAME,
-                Option(
-                    "frame",
-                    "such as 000069-000169 or 000069,000071",
-                    otherwise="all; of --prediction, those it has",
-                    group=FRAME[0].group,
-                ),
-                PREDICTION,
-                Option(
-                    "output",
-                    ".mp4, .gif, or a folder for PNGs",
-                    otherwise=f"{OUTPUTS}/<date>/....mp4",
-                    type=sequence_path,
-                    metavar="PATH",
-                    locate=from_caller,
-                ),
-                Option("every", "only every N-th frame", 1, type=positive, metavar="N"),
-                Option("fps", "frames per second", 5.0, type=length, metavar="N"),
-                Option("width", "make the pictures that narrow, pixels", type=positive, metavar="PX"),
-                JOBS,
-                *HOW,
-                *NO_WINDOW,
-                Option("view", "of cloud and boxes", "chase", choices=("sheet", *VIEWS), metavar="VIEW"),
-                COLOR,
-                NO_3D,
-            ),
+            word("picture", "of each frame", "boxes", choices=("pose", "cloud", "boxes"), nargs="?"),
+            *PREDICTED,
+            *MOVING_LOOKS,
+            COLOR,
+            NO_3D,
+            JOBS,
+            *group(FRAME[0].group, Option("frame", "such as 000069-000169 or 000069,000071", otherwise="all there are")),
+            file("output", ".mp4, .gif, or a folder for PNGs", otherwise=f"{OUTPUTS}/<date>/....mp4", type=sequence_path),
+            Option("every", "only every N-th frame", 1, type=positive),
+            Option("fps", "frames per second", 5.0, type=length),
+            Option("width", "make the pictures that narrow, pixels", type=positive),
+            Option("view", "of cloud and boxes", "chase", choices=("sheet", *VIEWS), metavar="VIEW"),
         ),
     ),
     without="a sheet of the newest run or prediction there is, else the data's first frame",
 )
-VIEWER = Command(
+VIEWER = tool(
     "viewer",
-    "mapanything.tools.viewer",
     "Shows frames in the browser: points, boxes, cameras; says how to reach it from another machine.",
-    (
-        folder("predictions", "what `./invoke infer` wrote, as another layer"),
-        Option("host", "address to listen on; 0.0.0.0: all of this machine's", "127.0.0.1", metavar="ADDRESS"),
-        Option("port", "0: any free one", 8080, type=port, metavar="N"),
-        several("name", "a name, besides this machine's own, that browsers may ask under; may be repeated"),
-        file(
-            "rrd",
-            "write a Rerun recording of the agent's frames, or of --frame, and end",
-            type=file_name(".rrd"),
-            metavar="FILE.rrd",
-        ),
-        *one_frame("what to show first"),
-    ),
+    folder("predictions", "what `./invoke infer` wrote, as another layer"),
+    Option("host", "address to listen on; 0.0.0.0: all of this machine's", "127.0.0.1", metavar="ADDRESS"),
+    Option("port", "0: any free one", 8080, type=port),
+    several("name", "a name, besides this machine's own, that browsers may ask under; may be repeated"),
+    file("rrd", "write a Rerun recording of the agent's frames, or of --frame, and end", type=file_name(".rrd")),
+    *one_frame("what to show first"),
 )
-DEMO = Command(
+DEMO = tool(
     "demo",
-    "mapanything.tools.demo",
     "Runs the whole flow on a generated data set, three stages of training included, on the CPU, in minutes.",
-    (
-        folder("root", "use this data set; trained, and measured, is its first complete timestamp"),
-        folder("output", "work folder of the demo", Path("experiments/demo")),
-        flag("short", "hardly any training: shows that everything runs"),
-        JOBS,
-    ),
+    folder("root", "use this data set; trained, and measured, is its first complete timestamp"),
+    folder("output", "work folder of the demo", Path("experiments/demo")),
+    flag("short", "hardly any training: shows that everything runs"),
+    JOBS,
 )

@@ -123,6 +123,7 @@ EVALUATE = tool(
     Option("mode", "one vehicle a scene, all of a timestamp, or both in turn", "both", choices=("single", "coop", "both")),
     *DATA,
     folder("depth-root", "depth maps to measure with; none: there are none", otherwise=str(DEPTH), locate=locate_unless_none),
+    folder("truth-root", "rendered maps of the same frames: says what a perfect map would score", otherwise="none"),
     several("split", f"{SPLITS}; {SEVERAL}", otherwise="test, else validate"),
     FRAMES,
     *group(

@@ -159,14 +159,14 @@ def json_bytes(values: dict[str, Any]) -> bytes:
 # Markdown
 
 
-def summary_md(summary: Summary, inputs: Sequence[str], problems: int, reference: str) -> bytes:
+def summary_md(summary: Summary, inputs: Sequence[str], problems: int, reference: str, labels: str) -> bytes:
     """The notes' table (models × modes), then every metric and its parts, a table per mode."""
     lines = [
         "# Evaluation",
         "",
         f"The network saw: {', '.join(inputs)}. {_scene_counts(summary)}"
         + (f" {problems} scenes could not be read and are left out." if problems else ""),
-        f"True cloud: {'known depths of the views' if reference == 'depth' else 'LiDAR sweeps of the vehicles'}. "
+        f"True cloud: {'known depths of the views' if reference == 'depth' else 'LiDAR sweeps of the vehicles'}. {labels} "
         "Means over scenes; every figure is defined in docs/metrics.md. "
         "The fork's scale figure, |metric_scaling_factor − 1|, is no error of scale.",
         "",

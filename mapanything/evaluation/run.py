@@ -18,6 +18,7 @@ import numpy as np
 
 from mapanything.errors import InputError
 from mapanything.evaluation import charts, report
+from mapanything.evaluation.labels import Labels
 from mapanything.evaluation.report import Row, Summary
 from mapanything.evaluation.scene import Measured, Options, Truth, measure
 from mapanything.evaluation.scene_picture import scene_png
@@ -26,6 +27,7 @@ from mapanything.inference.predict import reconstruct_scene
 from mapanything.inference.select import RESOLUTION, SceneSample, depth_layout, load_scene
 from mapanything.inference.stream import pipelined
 from mapanything.models.mapanything import MapAnything
+from mapanything.opv2v.depth_root import look
 from mapanything.results.export import write_scene
 from mapanything.results.reconstruction import Reconstruction
 from mapanything.results.record import SceneKey, Settings, scene_folder
@@ -49,6 +51,7 @@ class EvaluationJob:
 
     Attributes:
         depth_root: None: no depth is known (and `options.reference` must be lidar to have a cloud).
+        truth_root: rendered depth of the same frames, if at hand: says what a perfect map would score against the labels.
         scenes: by mode, in order.
         inputs: what the network sees, keys of `predict.USES`.
         resolution: (W, H); None: each mode's own.
@@ -74,6 +77,7 @@ class EvaluationJob:
     representative: bool = False
     made_with: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    truth_root: Path | None = None
 
     def size(self, mode: str) -> tuple[int, int]:
         return self.resolution or RESOLUTION[mode]
@@ -109,11 +113,13 @@ def evaluate(job: EvaluationJob, progress: Progress = lambda _: None) -> Summary
     problems: dict[str, str] = {}
     timings: dict[str, dict[str, Any]] = {}
     files = _Files(job.out)
+    layout = depth_layout(job.depth_root)
+    labels = Labels(None if layout is None else look(layout))
     for model in job.models:
         network = MapAnything.from_pretrained(model.path, device=job.device)
         for mode, keys in job.scenes.items():
             timing = Timing()
-            found = list(_rows(job, network, model.name, mode, keys, timing, problems, progress))
+            found = list(_rows(job, network, model.name, mode, keys, timing, labels, problems, progress))
             rows += found
             timings.setdefault(model.name, {})[mode] = timing.to_dict()
             _show(job, network, model, mode, found, files)
@@ -125,9 +131,9 @@ def evaluate(job: EvaluationJob, progress: Progress = lambda _: None) -> Summary
     files.write("groups.csv", report.groups_csv(rows))
     files.write("plots/metrics.png", charts.metrics_png(rows))
     files.write("plots/groups.png", charts.groups_png(summary))
-    files.write("summary.md", report.summary_md(summary, job.inputs, len(problems), job.options.reference))
+    files.write("summary.md", report.summary_md(summary, job.inputs, len(problems), job.options.reference, labels.text()))
     write_atomic(job.out / "timing.json", report.json_bytes({"device": job.device, "models": timings}))
-    record = _record(job, problems) | {"files": sorted([*files.names, "timing.json"])}
+    record = _record(job, problems) | {"labels": labels.to_dict(), "files": sorted([*files.names, "timing.json"])}
     write_atomic(job.out / "summary.json", report.summary_json(summary, record))
     return summary
 
@@ -185,11 +191,17 @@ def _rows(
     mode: str,
     keys: Sequence[SceneKey],
     timing: Timing,
+    labels: Labels,
     problems: dict[str, str],
     progress: Progress,
 ) -> Iterator[Row]:
     def read(key: SceneKey) -> tuple[SceneSample, Truth]:
-        return _read(job, mode, key)
+        scene, truth = _read(job, mode, key)
+        rendered = None
+        if job.truth_root is not None:
+            rendered = load_scene(job.root, depth_layout(job.truth_root), key, job.size(mode), need_depth=True)
+        labels.note(mode, scene, rendered)
+        return scene, truth
 
     def predict(key: SceneKey, reading: Future[tuple[SceneSample, Truth]]) -> tuple[Reconstruction, Truth] | None:
         try:

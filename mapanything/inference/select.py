@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from numpy.typing import NDArray
 
 from mapanything.datasets.views import View, make_view
 from mapanything.errors import InputError
+from mapanything.geometry import carla
 from mapanything.geometry.rigid import invert
 from mapanything.opv2v.depth import clean_depth, read_depth
-from mapanything.opv2v.frame import read_frame
+from mapanything.opv2v.depth_root import DepthRoot, look
+from mapanything.opv2v.frame import Camera, read_frame
 from mapanything.opv2v.layout import (
     CAMERA,
     YAML,
@@ -34,7 +37,9 @@ from mapanything.opv2v.layout import (
     is_rsu,
     scan,
 )
+from mapanything.opv2v.pcd import read_pcd
 from mapanything.opv2v.png import read_image
+from mapanything.opv2v.visibility import Surface, hidden_labels, sweep_surface
 from mapanything.results.record import SceneKey
 
 MAIN_AGENT = "641"  # of the group's notes, wherever it is there
@@ -52,6 +57,8 @@ class SceneSample:
         lidar_from_camera: (V, 4, 4) of all views, OpenCV axes. [0] is a calibration of the main agent's rig; the others
             are ground truth.
         lidar_path: the main agent's cloud; may be missing.
+        num_labels: known pixels of the depth maps. num_hidden: those of plain LiDAR maps that are left out, for the camera
+            can't see them.
     """
 
     key: SceneKey
@@ -59,6 +66,8 @@ class SceneSample:
     world_from_lidar: NDArray[np.float64]
     lidar_from_camera: NDArray[np.float64]
     lidar_path: Path
+    num_labels: int = 0
+    num_hidden: int = 0
 
     @property
     def lidar_from_view0(self) -> NDArray[np.float64]:
@@ -196,7 +205,8 @@ def load_scene(
     world_from_lidar = frames[key.main_agent].world_from_lidar
     lidar_from_world = invert(world_from_lidar)
     views: list[View] = []
-    poses = []
+    poses, num_labels, num_hidden = [], 0, 0
+    is_plain = depth is not None and (kind := _kind(depth)) is not None and kind.is_plain
     for agent, k in key.views:
         name = frame_key(key, agent)
         paths = FramePaths(root, name)
@@ -206,6 +216,10 @@ def load_scene(
         image = read_image(paths.image(k))
         pose = lidar_from_world @ camera.world_from_camera
         known = _depth(depth, name, k, image, need_depth)
+        if known is not None:
+            num_labels += int(np.count_nonzero(known))
+            if is_plain and paths.pcd.exists():
+                num_hidden += _hide(known, camera, paths.pcd)
         poses.append(pose)
         views.append(
             {
@@ -220,7 +234,26 @@ def load_scene(
             }
         )
     lidar_path = FramePaths(root, frame_key(key, key.main_agent)).pcd
-    return SceneSample(key, views, world_from_lidar, np.stack(poses), lidar_path)
+    return SceneSample(key, views, world_from_lidar, np.stack(poses), lidar_path, num_labels, num_hidden)
+
+
+@lru_cache(maxsize=8)
+def _kind(layout: DepthLayout) -> DepthRoot | None:
+    return look(layout)
+
+
+def _hide(depth: NDArray[np.float32], camera: Camera, cloud: Path) -> int:
+    """Makes labels of a plain LiDAR map (H, W) unknown that the camera can't see. Returns how many."""
+    row, column = np.nonzero(depth)
+    pose, size = camera.camera_from_lidar @ carla.CV_FROM_UE, camera.image_size
+    hidden = hidden_labels(_surface(cloud), pose, camera.cv_intrinsics, size, (row, column), depth[row, column])
+    depth[row[hidden], column[hidden]] = 0
+    return int(hidden.sum())
+
+
+@lru_cache(maxsize=8)  # a vehicle's four cameras, and those of the vehicles around it in other scenes
+def _surface(cloud: Path) -> Surface:
+    return sweep_surface(read_pcd(cloud).points)
 
 
 def _depth(

@@ -56,6 +56,7 @@ def _main(args: argparse.Namespace, held: ExitStack) -> int:
     if depth_root is None and ("depth" in inputs or args.reference == "depth"):
         raise InputError("--depth-root none: then the true cloud is --reference lidar, and depth is no input")
     depth_layout(depth_root)
+    depth_layout(args.truth_root)
     resolution = parse_resolution(args.resolution)
     device = parse_device(args.device)
     held.enter_context(writing_alone(out, "--out"))
@@ -82,6 +83,7 @@ def _main(args: argparse.Namespace, held: ExitStack) -> int:
     job = EvaluationJob(
         root=args.root,
         depth_root=depth_root,
+        truth_root=args.truth_root,
         out=out,
         models=models,
         scenes=scenes,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +12,12 @@ from mapanything.opv2v import depth_root
 from mapanything.opv2v.check.hidden import Labels, count_hidden, other_vehicles
 from mapanything.opv2v.check.report import console_lines, write_report
 from mapanything.opv2v.check.run import CheckOptions, run_checks
-from mapanything.opv2v.depth import MAX_DEPTH, lidar_depth, write_depth_npy
+from mapanything.opv2v.depth import MAX_DEPTH, lidar_depth
 from mapanything.opv2v.depth_root import DepthRoot
 from mapanything.opv2v.frame import Camera, Vehicle, read_frame
-from mapanything.opv2v.layout import DepthLayout, FramePaths, scan
+from mapanything.opv2v.layout import FramePaths, scan
 from mapanything.opv2v.pcd import read_pcd
+from tests.helpers.plain_maps import lidar_root
 
 
 def camera() -> Camera:
@@ -75,18 +75,6 @@ def test_counts_are_added_and_the_worst_map_is_named():
     for labels in (Labels(100, 5, 0.05, "a"), Labels(10, 2, 0.2, "b"), Labels(50, 0, 0.0, "c")):
         total.add(labels)
     assert total == Labels(160, 7, 0.2, "b")
-
-
-def lidar_root(images: Path, root: Path) -> DepthLayout:
-    """Plain maps, as the versions before depth.json made them."""
-    layout = DepthLayout(root)
-    for folder in scan(images):
-        for name in folder.frames:
-            paths = FramePaths(images, folder.key(name))
-            points = read_pcd(paths.pcd).points
-            for one in read_frame(paths.yaml).cameras:
-                write_depth_npy(layout.path(paths.key, one.index), lidar_depth(points, one, *one.image_size))
-    return layout
 
 
 def test_plain_lidar_maps_are_named_with_the_command_that_mends_them(sample_root, tmp_path):

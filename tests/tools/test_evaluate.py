@@ -39,7 +39,8 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_table_of_three_models_from_one_command(checkpoint: Path, tmp_path: Path):
     models = [f"{name}={checkpoint}" for name in ("pretrain", "stage1", "stage2")]
-    done = run("--models", *models, *DATA, "--sample", 1, "--worst", 0, "--out", tmp_path / "out", "--device", "cpu")
+    truth = ("--truth-root", SAMPLE / "opv2v_depth")
+    done = run("--models", *models, *DATA, *truth, "--sample", 1, "--worst", 0, "--out", tmp_path / "out", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
     lines = done.stdout.splitlines()
@@ -52,6 +53,10 @@ def test_table_of_three_models_from_one_command(checkpoint: Path, tmp_path: Path
     record = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert record["models"]["stage1"]["model"] == "mapanything_tiny"
     assert record["provenance"]["device"] == "cpu"
+    labels = record["labels"]
+    assert labels["maps"]["source"] == "rendered" and labels["count"] > 10_000 and labels["left_out"] == 0
+    assert set(labels["floor"]) == {"single", "coop"} and labels["floor"]["single"]["abs_rel"] == 0
+    assert "Labels: rendered maps (ray casting); 0.00% of" in (tmp_path / "out" / "summary.md").read_text()
 
     again = run("--models", models[0], *DATA, "--out", tmp_path / "out")
     assert again.returncode == 2
@@ -75,6 +80,7 @@ BAD = [
     (["--models", "a={tiny}", "--z-range", "nan", "1"], "--z-range"),
     (["--models", "a={tiny}", "--depth-root", "none"], "--depth-root none: then the true cloud is --reference lidar"),
     (["--models", "a={tiny}", "--depth-root", "nowhere"], "nowhere: no such depth folder"),
+    (["--models", "a={tiny}", "--truth-root", "nowhere"], "nowhere: no such depth folder"),
     (["--models", "a={tiny}", "--root", "nowhere"], "nowhere: no such folder"),
     (["--models", "a={tiny}", "--device", "cuda:99"], "--device cuda:99: not on this machine"),
     (["--models", "a={tiny}", "--device", "cpu,cpu"], "--device cpu,cpu: give one device"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mapanything.errors import InputError
 from mapanything.pictures.colors import (
     ERROR_MAP,
     ERROR_MAP_START,
@@ -21,9 +22,9 @@ from mapanything.pictures.colors import (
     height_colors,
 )
 from mapanything.pictures.picture import HEIGHT_BAR, rings_of
-from mapanything.pictures.predictions import error_distances
+from mapanything.pictures.predictions import PredictedScene, error_distances
 from mapanything.pictures.render import View, render
-from mapanything.pictures.scenes import LIDAR_HEIGHT, Cameras, Cloud, Item
+from mapanything.pictures.scenes import LIDAR_HEIGHT, AgentFrame, Cameras, Cloud, Item, build_scene, in_range
 from mapanything.pictures.sheets import RING_SIGN, Bar, Mark, Panel, ring_names, sheet
 from mapanything.pictures.viewpoints import for_many_points, metres_per_pixel
 
@@ -74,6 +75,37 @@ def compare(
         true_cameras,
         ground,
     )
+
+
+def compare_with_lidar(
+    predicted: PredictedScene, agents: Sequence[AgentFrame], max_range: float | None, camera_size: float
+) -> Comparison:
+    """A prediction against the sweeps of its own vehicles.
+
+    Args:
+        max_range: metres; points farther right, left, ahead or behind the main agent's LiDAR are left out.
+        camera_size: metres of the frusta.
+
+    Raises:
+        InputError: none of them has one, or one is broken.
+    """
+    scene = build_scene(agents, camera_length=camera_size)
+    truth = np.concatenate([cloud.points for cloud in scene.clouds])
+    if not len(truth):
+        raise InputError(f"{agents[0].paths.pcd}: no LiDAR point to compare with; restore the cloud")
+    seen = np.array([label in predicted.cameras.labels for label in scene.cameras.labels], dtype=bool)
+    prediction, truth = nearby(predicted.cloud, truth, max_range)
+    cameras = (replace(predicted.cameras, length=camera_size).painted(PREDICTED), scene.cameras.select(seen).painted(TRUE))
+    return compare(prediction, truth, *cameras, scene.ground)
+
+
+def nearby(cloud: Cloud, truth: NDArray[np.floating], max_range: float | None) -> tuple[Cloud, NDArray[np.floating]]:
+    """Both clouds without the points that are farther right, left, ahead or behind than `max_range` metres, if any."""
+    if max_range is None:
+        return cloud, truth
+    kept = in_range(cloud.points, max_range)
+    colors = np.broadcast_to(cloud.colors, cloud.points.shape)[kept]
+    return Cloud(cloud.points[kept], colors, cloud.label), truth[in_range(truth, max_range)]
 
 
 def draw_comparison(

@@ -9,9 +9,19 @@ from typing import Any
 import numpy as np
 
 from mapanything.pictures.canvas import Name, names_of
-from mapanything.pictures.colors import BOX_COLOR, HEIGHT_RANGE, LIGHT, RING_TEXT, agent_color
+from mapanything.pictures.colors import (
+    BOX_COLOR,
+    HEIGHT_RANGE,
+    LIGHT,
+    PREDICTED,
+    RING_TEXT,
+    TRUE,
+    TRUE_BELOW,
+    agent_color,
+)
+from mapanything.pictures.predictions import PredictedScene
 from mapanything.pictures.render import render
-from mapanything.pictures.scenes import Boxes, Cameras, Cloud, Item, Rings, Scene, no_cameras
+from mapanything.pictures.scenes import LIDAR_HEIGHT, Boxes, Cameras, Cloud, Item, Rings, Scene, Trajectory, no_cameras
 from mapanything.pictures.sheets import RING_SIGN, Bar, Mark, Panel, ring_names, sheet
 from mapanything.pictures.viewpoints import STYLE, camera_view, for_many_points, metres_per_pixel, named_view
 
@@ -194,3 +204,45 @@ def draw_sheet(picture: Picture, point_size: float) -> Any:
             lower.append(draw_panel(picture, "", size, point_size, title=label, camera=row))
     rows = [upper, *(lower[i : i + CAMERAS_A_ROW] for i in range(0, len(lower), CAMERAS_A_ROW))]
     return sheet(picture.title, rows, picture.marks, picture.bars)
+
+
+def prediction_picture(predicted: PredictedScene, max_range: float, camera_size: float) -> Picture:
+    """A prediction of which the data are not here; `camera_size`: metres of the frusta."""
+    picture = cloud_picture([predicted.cloud], max_range, LIDAR_HEIGHT, f"prediction of {predicted}")
+    cameras = replace(predicted.cameras, length=camera_size)
+    marks = (
+        Mark(f"prediction, {len(predicted.cloud.points):,} points"),
+        *(Mark(f"cameras of agent {agent}", agent_color(role)) for role, agent in enumerate(predicted.agents)),
+        Mark("distance from the main agent's LiDAR", RING_TEXT, RING_SIGN),
+    )
+    layers = {**picture.layers, "cameras": [cameras]}
+    return replace(picture, layers=layers, cameras=cameras, agent=predicted.agent, marks=marks)
+
+
+def add_prediction(picture: Picture, predicted: PredictedScene) -> Picture:
+    """The prediction in its images' colours, the LiDAR below it in one colour; predicted and true cameras apart.
+
+    Agents are no longer told apart by their colours, two of which mean predicted and true now.
+    """
+    truth = [replace(cloud, colors=TRUE_BELOW) for cloud in picture.layers["cloud"] if isinstance(cloud, Cloud)]
+    cameras = replace(predicted.cameras, length=picture.cameras.length)
+    layers = {
+        **picture.layers,
+        "cloud": [predicted.cloud],
+        "ground_truth": truth,
+        "cameras": [cameras.painted(PREDICTED), picture.cameras.painted(TRUE)],
+        "boxes": [
+            replace(item, colors=np.tile(BOX_COLOR, (len(item), 1)))
+            for item in picture.layers["boxes"]
+            if isinstance(item, Boxes)
+        ],
+        "paths": [replace(item, color=BOX_COLOR) for item in picture.layers["paths"] if isinstance(item, Trajectory)],
+    }
+    marks = (
+        Mark(f"prediction, {len(predicted.cloud.points):,} points in the images' colours; its cameras", PREDICTED),
+        Mark("LiDAR", TRUE_BELOW),
+        Mark("true cameras", TRUE),
+        *(replace(mark, color=LIGHT, sign="·") if mark.sign == "■" else mark for mark in picture.marks),
+    )
+    names = tuple(replace(name, color=BOX_COLOR) for name in picture.names)
+    return replace(picture, title=f"{picture.title}: prediction and LiDAR", layers=layers, names=names, marks=marks, bars=())

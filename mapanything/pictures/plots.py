@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mapanything.opv2v.png import read_image
+from mapanything.pictures import overlay
 from mapanything.pictures.canvas import Places, axes_at, names_of, new_figure, png_bytes, write, write_names
 from mapanything.pictures.colors import BOX_COLOR, DEPTH_RANGE, GRID, LIGHT, agent_color, rgb
 from mapanything.pictures.picture import HEIGHT_BAR
-from mapanything.pictures.render import View
-from mapanything.pictures.scenes import CAMERA_NAMES, Axes, Scene
+from mapanything.pictures.render import View, chase_view, render
+from mapanything.pictures.scenes import CAMERA_NAMES, AgentFrame, Axes, Cloud, Scene, title_of, vehicle_boxes
 from mapanything.pictures.sheets import draw_bar
+from mapanything.pictures.viewpoints import STYLE
 
 POSE_SIZE = (1920, 1080)
 LEFT, RIGHT, TOP = 85, 1080, 58  # pixels: where the pose sheet's two columns begin, and both
 BIRDS_EYE = 955  # pixels, the side of the view from above
+UNSEEN_COLOR = (255, 140, 230)  # boxes of vehicles that only other agents saw
+CELL_WIDTH = 800  # pixels that an image of the sheet of four has at least
 LEGEND_LINE, SCALE_HEIGHT = 27, 110
 
 
@@ -176,6 +183,58 @@ def _legend(figure: Any, scene: Scene, left: int, top: int, hidden: Collection[s
     for i, (text, color) in enumerate(lines):
         x, y = left / POSE_SIZE[0], 1 - (top + (i + 0.5) * LEGEND_LINE) / POSE_SIZE[1]
         figure.text(x, y, text, color=color, fontsize=13, va="center")
+
+
+def pose_png(scene: Scene, max_range: float, point_size: float, hidden: Collection[str] = (), *, in_3d: bool = True) -> bytes:
+    """`pose_sheet` of a scene without the layers in `hidden`; `in_3d`: with its picture, which Open3D draws."""
+    scene = without(scene, hidden)
+    image = view = None
+    if in_3d:
+        view = chase_view(*view_size(len(scene.agents)), point_size=point_size, **STYLE)
+        image = render([item for item in scene.items() if not ("axes" in hidden and isinstance(item, Axes))], view)
+    return pose_sheet(scene, max_range, image, view, point_size, hidden)
+
+
+def without(scene: Scene, hidden: Collection[str]) -> Scene:
+    """The scene without some layers; its axes stay, which say where the agents are."""
+    none = np.zeros(0, dtype=np.int64)
+    if "cloud" in hidden:
+        empty = np.zeros((0, 3))
+        scene = replace(scene, clouds=tuple(Cloud(empty, empty.astype(np.uint8), cloud.label) for cloud in scene.clouds))
+    if "boxes" in hidden:
+        scene = replace(scene, boxes=scene.boxes.select(none))
+    if "cameras" in hidden:
+        scene = replace(scene, cameras=scene.cameras.select(none))
+    return replace(scene, paths=()) if "paths" in hidden else scene
+
+
+def frame_png(agents: Sequence[AgentFrame], point_size: int) -> bytes:
+    """The first agent's LiDAR and everybody's boxes over its four images. Raises InputError: an image is missing."""
+    agent = agents[0]
+    points = agent.lidar_points()
+    boxes = vehicle_boxes(agents).without(agent.key.agent)
+    own = {str(vehicle.id) for vehicle in agent.frame.vehicles}
+    known = own | {agent.key.agent for agent in agents}  # agents keep their colour
+    unseen = np.array([label not in known for label in boxes.labels], dtype=bool)
+    boxes.colors[unseen] = UNSEEN_COLOR
+    agent.check_images()
+    images = []
+    read = [read_image(agent.paths.image(camera.index)) for camera in agent.frame.cameras]
+    height, width = (size * max(1, math.ceil(CELL_WIDTH / read[0].shape[1])) for size in read[0].shape[:2])
+    for camera, image in zip(agent.frame.cameras, read, strict=True):
+        image, intrinsics = overlay.enlarge(image, camera.cv_intrinsics, width, height)
+        image = overlay.draw_points(image, points, camera.camera_from_lidar, intrinsics, size=point_size)
+        images.append(overlay.draw_boxes(image, boxes, camera.camera_from_lidar, intrinsics))
+    key = agent.key
+    note = f"boxes: {len(own)} vehicles that {key.agent}'s LiDAR hit"
+    if len(agents) > 1:
+        note += f";  pink: {unseen.sum()} more that only the others ({', '.join(a.key.agent for a in agents[1:])}) hit"
+    return image_sheet(
+        images,
+        [f"camera{k}: {name}" for k, name in enumerate(CAMERA_NAMES)],
+        title_of(key),
+        note,
+    )
 
 
 def image_sheet(images: Sequence[NDArray[np.uint8]], titles: Sequence[str], title: str, note: str) -> bytes:

@@ -213,6 +213,15 @@ class AgentFrame:
         points = carla.cv_points(read_pcd(self.paths.pcd).points)
         return points[np.isfinite(points).all(axis=1)]
 
+    def check_images(self) -> None:
+        """Raises InputError: a camera's entry or image is missing."""
+        if len(self.frame.cameras) < len(CAMERA_NAMES):
+            raise InputError(f"{self.paths.yaml}: has {len(self.frame.cameras)} cameras of {len(CAMERA_NAMES)}")
+        missing = [path for k in range(len(CAMERA_NAMES)) if not (path := self.paths.image(k)).exists()]
+        if missing:
+            also = f" and {len(missing) - 1} more of this frame" if len(missing) > 1 else ""
+            raise InputError(f"{missing[0]}: image is missing{also}; restore it or choose another frame")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
@@ -237,6 +246,11 @@ class Scene:
     def items(self) -> Iterator[Item]:
         """Everything that can be drawn."""
         yield from (*self.clouds, self.boxes, self.cameras, *self.axes, *self.paths)
+
+
+def title_of(key: FrameKey) -> str:
+    """An agent-frame's name for a picture's title."""
+    return f"{key.split} / {key.scenario} / agent {key.agent} / frame {key.frame}"
 
 
 def read_timestamp(folders: Sequence[AgentFolder], main: str, frame: str) -> tuple[AgentFrame, ...]:

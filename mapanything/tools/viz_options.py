@@ -109,10 +109,6 @@ def key_name(kind: str, key: FrameKey) -> str:
     return f"{kind}_{key.split}_{key.scenario}_{key.agent}_{key.frame}"
 
 
-def title_of(key: FrameKey) -> str:
-    return f"{key.split} / {key.scenario} / agent {key.agent} / frame {key.frame}"
-
-
 def save(args: argparse.Namespace, name: str, data: bytes) -> int:
     path = output_path(args, name)
     write_atomic(path, data)

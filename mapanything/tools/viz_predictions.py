@@ -15,26 +15,21 @@ from mapanything.geometry.carla import cv_points, ue_points
 from mapanything.opv2v.depth import clean_depth, is_dense, lidar_depth, read_depth
 from mapanything.opv2v.layout import DepthLayout
 from mapanything.opv2v.png import read_image
-from mapanything.pictures import canvas as figures
+from mapanything.pictures import canvas
 from mapanything.pictures.cloud_files import read_cloud
-from mapanything.pictures.colors import BOX_COLOR, LIGHT, PREDICTED, RING_TEXT, TRUE, TRUE_BELOW, agent_color
-from mapanything.pictures.comparison import PANEL, Comparison, draw_comparison
+from mapanything.pictures.colors import PREDICTED, TRUE
+from mapanything.pictures.comparison import PANEL, compare_with_lidar, draw_comparison, nearby
 from mapanything.pictures.comparison import compare as compare_clouds
 from mapanything.pictures.depth import DepthView, draw_depths
-from mapanything.pictures.picture import Picture, cloud_picture
+from mapanything.pictures.picture import cloud_picture
 from mapanything.pictures.predictions import PredictedScene, read_prediction
 from mapanything.pictures.scenes import (
     CAMERA_NAMES,
-    LIDAR_HEIGHT,
     AgentFrame,
-    Boxes,
     Cloud,
-    Trajectory,
-    build_scene,
-    in_range,
     no_cameras,
+    title_of,
 )
-from mapanything.pictures.sheets import RING_SIGN, Mark
 from mapanything.pictures.viewpoints import STYLE, named_view
 from mapanything.results.read import find_predictions
 from mapanything.tools.viz_options import (
@@ -45,7 +40,6 @@ from mapanything.tools.viz_options import (
     note_missing_clouds,
     save,
     show_window,
-    title_of,
 )
 
 SQUARE = (700, 700)  # pixels of a panel that looks from above
@@ -97,62 +91,21 @@ def _names(folder: Path) -> tuple[str, ...]:
     return folder.resolve().parts[-4:]
 
 
-def prediction_picture(predicted: PredictedScene, max_range: float, camera_size: float) -> Picture:
-    """A prediction of which the data are not here; `camera_size`: metres of the frusta."""
-    picture = cloud_picture([predicted.cloud], max_range, LIDAR_HEIGHT, f"prediction of {predicted}")
-    cameras = replace(predicted.cameras, length=camera_size)
-    marks = (
-        Mark(f"prediction, {len(predicted.cloud.points):,} points"),
-        *(Mark(f"cameras of agent {agent}", agent_color(role)) for role, agent in enumerate(predicted.agents)),
-        Mark("distance from the main agent's LiDAR", RING_TEXT, RING_SIGN),
-    )
-    layers = {**picture.layers, "cameras": [cameras]}
-    return replace(picture, layers=layers, cameras=cameras, agent=predicted.agent, marks=marks)
-
-
-def add_prediction(picture: Picture, predicted: PredictedScene) -> Picture:
-    """The prediction in its images' colours, the LiDAR below it in one colour; predicted and true cameras apart.
-
-    Agents are no longer told apart by their colours, two of which mean predicted and true now.
-    """
-    truth = [replace(cloud, colors=TRUE_BELOW) for cloud in picture.layers["cloud"] if isinstance(cloud, Cloud)]
-    cameras = replace(predicted.cameras, length=picture.cameras.length)
-    layers = {
-        **picture.layers,
-        "cloud": [predicted.cloud],
-        "ground_truth": truth,
-        "cameras": [cameras.painted(PREDICTED), picture.cameras.painted(TRUE)],
-        "boxes": [
-            replace(item, colors=np.tile(BOX_COLOR, (len(item), 1)))
-            for item in picture.layers["boxes"]
-            if isinstance(item, Boxes)
-        ],
-        "paths": [replace(item, color=BOX_COLOR) for item in picture.layers["paths"] if isinstance(item, Trajectory)],
-    }
-    marks = (
-        Mark(f"prediction, {len(predicted.cloud.points):,} points in the images' colours; its cameras", PREDICTED),
-        Mark("LiDAR", TRUE_BELOW),
-        Mark("true cameras", TRUE),
-        *(replace(mark, color=LIGHT, sign="·") if mark.sign == "■" else mark for mark in picture.marks),
-    )
-    names = tuple(replace(name, color=BOX_COLOR) for name in picture.names)
-    return replace(picture, title=f"{picture.title}: prediction and LiDAR", layers=layers, names=names, marks=marks, bars=())
-
-
 def compare(args: argparse.Namespace) -> int:
     if args.pred_pcd or args.gt_pcd:
         if not (args.pred_pcd and args.gt_pcd) or args.prediction:
             raise InputError("give both --pred_pcd and --gt_pcd, or --prediction alone")
         points, colors = _read_points(args.pred_pcd, args.axes)
         colors = PREDICTED if colors is None else colors
-        comparison = compare_clouds(*_near(Cloud(points, colors), _read_points(args.gt_pcd, args.axes)[0], args.max_range))
+        comparison = compare_clouds(*nearby(Cloud(points, colors), _read_points(args.gt_pcd, args.axes)[0], args.max_range))
         title, name, agent = f"{args.pred_pcd.name} against {args.gt_pcd.name}", f"compare_{args.pred_pcd.stem}", ""
         max_range = args.max_range or MIN_RANGE
     elif args.prediction:
         predicted = find_prediction(args)
         timestamp = find_timestamp(args)
         agents = tuple(agent for agent in timestamp.agents() if agent.key.agent in predicted.agents)
-        comparison = against_lidar(predicted, agents, args.max_range, args.camera_size)
+        note_missing_clouds(agents)
+        comparison = compare_with_lidar(predicted, agents, args.max_range, args.camera_size)
         title = f"{title_of(timestamp.key)}: prediction against the LiDAR of {', '.join(predicted.agents)}"
         name, agent = key_name("compare", timestamp.key), timestamp.main
         max_range = args.max_range or default_range(agents)
@@ -174,38 +127,7 @@ def compare(args: argparse.Namespace) -> int:
         return show_window(args, replace(picture, layers=layers).without(args.hide), name, view)
     kind = {"from_above": args.view == "top", "through_camera": args.view.startswith("camera"), "hidden": args.hide}
     figure = draw_comparison(comparison, title, view, max_range, **kind)
-    return save(args, name, figures.png_bytes(figure))
-
-
-def against_lidar(
-    predicted: PredictedScene, agents: tuple[AgentFrame, ...], max_range: float | None, camera_size: float
-) -> Comparison:
-    """A prediction against the sweeps of its own vehicles.
-
-    Args:
-        max_range: metres; points farther right, left, ahead or behind the main agent's LiDAR are left out.
-        camera_size: metres of the frusta.
-
-    Raises:
-        InputError: none of them has one, or one is broken.
-    """
-    note_missing_clouds(agents)
-    scene = build_scene(agents, camera_length=camera_size)
-    truth = np.concatenate([cloud.points for cloud in scene.clouds])
-    if not len(truth):
-        raise InputError(f"{agents[0].paths.pcd}: no LiDAR point to compare with; restore the cloud")
-    seen = np.array([label in predicted.cameras.labels for label in scene.cameras.labels], dtype=bool)
-    prediction, truth = _near(predicted.cloud, truth, max_range)
-    cameras = (replace(predicted.cameras, length=camera_size).painted(PREDICTED), scene.cameras.select(seen).painted(TRUE))
-    return compare_clouds(prediction, truth, *cameras, scene.ground)
-
-
-def _near(cloud: Cloud, truth: NDArray[np.floating], max_range: float | None) -> tuple[Cloud, NDArray[np.floating]]:
-    if max_range is None:
-        return cloud, truth
-    kept = in_range(cloud.points, max_range)
-    colors = np.broadcast_to(cloud.colors, cloud.points.shape)[kept]
-    return Cloud(cloud.points[kept], colors, cloud.label), truth[in_range(truth, max_range)]
+    return save(args, name, canvas.png_bytes(figure))
 
 
 def _read_points(path: Path, axes: str) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
@@ -220,24 +142,14 @@ def depth(args: argparse.Namespace) -> int:
     args.single = True
     timestamp = find_timestamp(args)
     (agent,) = timestamp.agents()
-    check_images(agent)
+    agent.check_images()
     title = f"{title_of(timestamp.key)}: depth"
     if predicted is None:
         views = [_known_depth(args, agent, camera) for camera in range(len(CAMERA_NAMES))]
     else:
         views = _predicted_depths(args, agent, predicted)
         title += " and its prediction"
-    return save(args, key_name("depth", timestamp.key), figures.png_bytes(draw_depths(title, views)))
-
-
-def check_images(agent: AgentFrame) -> None:
-    """Raises InputError: a camera's entry or image is missing."""
-    if len(agent.frame.cameras) < len(CAMERA_NAMES):
-        raise InputError(f"{agent.paths.yaml}: has {len(agent.frame.cameras)} cameras of {len(CAMERA_NAMES)}")
-    missing = [path for k in range(len(CAMERA_NAMES)) if not (path := agent.paths.image(k)).exists()]
-    if missing:
-        also = f" and {len(missing) - 1} more of this frame" if len(missing) > 1 else ""
-        raise InputError(f"{missing[0]}: image is missing{also}; restore it or choose another frame")
+    return save(args, key_name("depth", timestamp.key), canvas.png_bytes(draw_depths(title, views)))
 
 
 def _known_depth(args: argparse.Namespace, agent: AgentFrame, camera: int) -> DepthView:

@@ -13,26 +13,30 @@ from numpy.typing import NDArray
 
 from mapanything.errors import InputError
 from mapanything.geometry.carla import cv_points
-from mapanything.opv2v.png import read_image
-from mapanything.pictures import canvas as figures
-from mapanything.pictures import overlay, plots, render
+from mapanything.pictures import canvas, plots
 from mapanything.pictures.cloud_files import read_cloud
 from mapanything.pictures.colors import height_colors
-from mapanything.pictures.picture import HEIGHT_BAR, Picture, cloud_picture, draw_sheet, draw_view, scene_picture
+from mapanything.pictures.picture import (
+    HEIGHT_BAR,
+    Picture,
+    add_prediction,
+    cloud_picture,
+    draw_sheet,
+    draw_view,
+    prediction_picture,
+    scene_picture,
+)
 from mapanything.pictures.predictions import PredictedScene
 from mapanything.pictures.scenes import (
-    CAMERA_NAMES,
     LIDAR_HEIGHT,
-    Axes,
     Cloud,
     Scene,
     build_scene,
     in_range,
     read_positions,
+    title_of,
     trajectories,
-    vehicle_boxes,
 )
-from mapanything.pictures.viewpoints import STYLE
 from mapanything.tools.viz_options import (
     MIN_RANGE,
     Timestamp,
@@ -42,12 +46,9 @@ from mapanything.tools.viz_options import (
     note_missing_clouds,
     save,
     show_window,
-    title_of,
 )
-from mapanything.tools.viz_predictions import add_prediction, check_images, find_prediction, prediction_picture
+from mapanything.tools.viz_predictions import find_prediction
 
-UNSEEN_COLOR = (255, 140, 230)  # boxes of vehicles that only other agents saw
-CELL_WIDTH = 800  # pixels that an image of the sheet has at least
 PATH_FRAMES = 20  # before and after this one, in which the agents' paths are drawn: two seconds each
 
 
@@ -82,30 +83,7 @@ def pose(args: argparse.Namespace) -> int:
     name = key_name("pose", timestamp.key)
     if args.window:
         return show_window(args, scene_picture(scene, max_range, str(timestamp.key)).without(args.hide), name)
-    return save(args, name, pose_png(args, scene, max_range))
-
-
-def pose_png(args: argparse.Namespace, scene: Scene, max_range: float) -> bytes:
-    scene = hide(scene, args.hide)
-    image = view = None
-    if not args.no_3d:
-        view = render.chase_view(*plots.view_size(len(scene.agents)), point_size=args.point_size, **STYLE)
-        items = [item for item in scene.items() if not ("axes" in args.hide and isinstance(item, Axes))]
-        image = render.render(items, view)
-    return plots.pose_sheet(scene, max_range, image, view, args.point_size, args.hide)
-
-
-def hide(scene: Scene, hidden: tuple[str, ...]) -> Scene:
-    """The scene without some layers; its axes stay, which say where the agents are."""
-    none = np.zeros(0, dtype=np.int64)
-    if "cloud" in hidden:
-        empty = np.zeros((0, 3))
-        scene = replace(scene, clouds=tuple(Cloud(empty, empty.astype(np.uint8), cloud.label) for cloud in scene.clouds))
-    if "boxes" in hidden:
-        scene = replace(scene, boxes=scene.boxes.select(none))
-    if "cameras" in hidden:
-        scene = replace(scene, cameras=scene.cameras.select(none))
-    return replace(scene, paths=()) if "paths" in hidden else scene
+    return save(args, name, plots.pose_png(scene, max_range, args.point_size, args.hide, in_3d=not args.no_3d))
 
 
 def cloud(args: argparse.Namespace) -> int:
@@ -149,7 +127,7 @@ def finish(args: argparse.Namespace, picture: Picture, name: str) -> int:
     if args.window:
         return show_window(args, picture, name)
     figure = draw_sheet(picture, args.point_size) if args.view == "sheet" else draw_view(picture, args.view, args.point_size)
-    return save(args, name, figures.png_bytes(figure))
+    return save(args, name, canvas.png_bytes(figure))
 
 
 def files_picture(args: argparse.Namespace) -> Picture:
@@ -182,28 +160,4 @@ def _whereabouts(points: NDArray[np.floating], near: NDArray[np.bool_]) -> str:
 
 def frame(args: argparse.Namespace) -> int:
     timestamp = find_timestamp(args)
-    return save(args, key_name("frame", timestamp.key), frame_png(timestamp, args.point_size))
-
-
-def frame_png(timestamp: Timestamp, point_size: int) -> bytes:
-    agents = timestamp.agents()
-    agent = agents[0]
-    points = agent.lidar_points()
-    boxes = vehicle_boxes(agents).without(agent.key.agent)
-    own = {str(vehicle.id) for vehicle in agent.frame.vehicles}
-    known = own | {agent.key.agent for agent in agents}  # agents keep their colour
-    unseen = np.array([label not in known for label in boxes.labels], dtype=bool)
-    boxes.colors[unseen] = UNSEEN_COLOR
-    check_images(agent)
-    images = []
-    read = [read_image(agent.paths.image(camera.index)) for camera in agent.frame.cameras]
-    height, width = (size * max(1, math.ceil(CELL_WIDTH / read[0].shape[1])) for size in read[0].shape[:2])
-    for camera, image in zip(agent.frame.cameras, read, strict=True):
-        image, intrinsics = overlay.enlarge(image, camera.cv_intrinsics, width, height)
-        image = overlay.draw_points(image, points, camera.camera_from_lidar, intrinsics, size=point_size)
-        images.append(overlay.draw_boxes(image, boxes, camera.camera_from_lidar, intrinsics))
-    key = agent.key
-    note = f"boxes: {len(own)} vehicles that {key.agent}'s LiDAR hit"
-    if len(agents) > 1:
-        note += f";  pink: {unseen.sum()} more that only the others ({', '.join(a.key.agent for a in agents[1:])}) hit"
-    return plots.image_sheet(images, [f"camera{k}: {name}" for k, name in enumerate(CAMERA_NAMES)], title_of(key), note)
+    return save(args, key_name("frame", timestamp.key), plots.frame_png(timestamp.agents(), args.point_size))

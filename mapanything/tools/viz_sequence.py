@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mapanything.errors import InputError
-from mapanything.pictures import canvas as figures
+from mapanything.pictures import canvas
 from mapanything.pictures.picture import draw_sheet, draw_view
+from mapanything.pictures.plots import pose_png
 from mapanything.pictures.scenes import read_positions
 from mapanything.pictures.video import SUFFIXES, open_sequence
 from mapanything.processes import holding_ctrl_c
 from mapanything.tools.viz_options import default_range, find_timestamp, output_path
 from mapanything.tools.viz_predictions import find_prediction, predicted_frames
-from mapanything.tools.viz_scenes import frames_around, pose_png, read_scene, timestamp_picture
+from mapanything.tools.viz_scenes import frames_around, read_scene, timestamp_picture
 
 Image3 = NDArray[np.uint8]
 
@@ -85,13 +86,15 @@ def draw(args: argparse.Namespace, frame: str) -> Image3:
     timestamp = find_timestamp(args)
     if args.picture == "pose":
         scene, max_range = read_scene(args, timestamp)
-        image = np.asarray(Image.open(io.BytesIO(pose_png(args, scene, max_range))).convert("RGB"))
+        image = np.asarray(
+            Image.open(io.BytesIO(pose_png(scene, max_range, args.point_size, args.hide, in_3d=not args.no_3d))).convert("RGB")
+        )
     else:
         picture = timestamp_picture(args, timestamp, args.picture, predicted).without(args.hide)
         figure = (
             draw_sheet(picture, args.point_size) if args.view == "sheet" else draw_view(picture, args.view, args.point_size)
         )
-        image = figures.figure_image(figure)
+        image = canvas.figure_image(figure)
     if args.width and args.width < image.shape[1]:
         size = (args.width, round(image.shape[0] * args.width / image.shape[1]))
         image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))

@@ -21,13 +21,12 @@ from mapanything.opv2v.depth import read_depth, write_depth_png
 from mapanything.opv2v.layout import FrameKey, scan, scan_agent
 from mapanything.pictures import plots
 from mapanything.pictures.colors import BOX_COLOR, PREDICTED
-from mapanything.pictures.picture import scene_picture
-from mapanything.pictures.plots import POSE_SIZE, image_sheet, image_sheet_size
+from mapanything.pictures.picture import add_prediction, scene_picture
+from mapanything.pictures.plots import CELL_WIDTH, POSE_SIZE, image_sheet, image_sheet_size
 from mapanything.pictures.predictions import read_prediction
 from mapanything.pictures.scenes import Cameras, build_scene, read_timestamp
 from mapanything.results.clouds import encode_ply
 from mapanything.tools import viz, viz_newest, viz_predictions, viz_scenes, viz_sequence
-from mapanything.tools.viz_predictions import add_prediction
 from tests.helpers.prediction_files import write_prediction
 
 
@@ -37,7 +36,7 @@ def keys(root: Path) -> list[FrameKey]:
 
 def sheet_size(root: Path, key: FrameKey) -> tuple[int, int]:
     width, height = Image.open(root / f"{key}_camera0.png").size
-    scale = -(-viz_scenes.CELL_WIDTH // width)
+    scale = -(-CELL_WIDTH // width)
     return image_sheet_size(width * scale, height * scale)
 
 
@@ -197,7 +196,7 @@ def test_circles_of_files_are_around_the_origin_and_those_of_a_frame_around_its_
 ):
     figures = []
     monkeypatch.setattr(viz_predictions, "save", lambda args, name, data: 0)
-    monkeypatch.setattr(viz_predictions.figures, "png_bytes", figures.append)
+    monkeypatch.setattr(viz_predictions.canvas, "png_bytes", figures.append)
     true = str(sample_root / f"{keys(sample_root)[0]}.pcd")
     viz.main(["compare", "--pred_pcd", true, "--gt_pcd", true])
     viz.main(["compare", "--root", str(sample_root), "--prediction", str(prediction)])

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dev.bench.timing import spread_of
 from mapanything.errors import InputError
-from mapanything.models.config import ARCHITECTURES
+from mapanything.models.config import architectures
 from mapanything.models.mapanything import MapAnything
 
 SIZE = (392, 518)  # height, width
@@ -80,7 +80,7 @@ class Measured:
 def random_network(name: str, device: torch.device) -> MapAnything:
     """An official architecture with weights of about the right size; built without initialising twice."""
     with torch.device("meta"):
-        model = MapAnything(ARCHITECTURES[name]).eval()
+        model = MapAnything(architectures()[name]).eval()
     model.to_empty(device=device)
     block = torch.randn(1 << 20, device=device) * 0.02
     with torch.no_grad():

@@ -1,83 +1,111 @@
-"""What a network is made of: plain numbers, checked when they are put together.
+"""What a network is made of: plain numbers, checked wherever they are put together.
 
-`V1_1`, `V1` and `TINY` are the three architectures; configs/model/*.yaml say the same in Hydra's words. Every entry is a
-width, a depth or a switch; upstream's own, longer config is translated in upstream.py.
+Every entry is a width, a depth or a switch. The widths and depths of the networks that we know stand in configs/model/*.yaml,
+which Hydra reads for `model=NAME` and `architecture(NAME)` without Hydra; here are their meaning and their limits. Upstream's
+own, longer config is translated in weights/upstream.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Self
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Self, get_type_hints
+
+from omegaconf import OmegaConf
 
 from mapanything.errors import InputError
 
 PATCH = 14  # pixels along one side of a patch; a property of DINOv2 and of the dense encoders
 FFN_KINDS = ("mlp", "swiglu")
-MOST = 100_000  # no width, depth or number of anything is larger
+MOST, MOST_BLOCKS = 100_000, 200  # no width or number of anything is larger; no network of this kind is deeper
+ARCHITECTURES = Path(__file__).parents[2] / "configs" / "model"
 
 
+@dataclass(frozen=True)
 class _Section:
-    """A part of the config that can be read from and written to plain dictionaries."""
+    """A part of the config that can be read from and written to plain dictionaries; `place` is its name in messages."""
+
+    place: ClassVar[str] = "model"
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            _check_kind(f"{self.place}.{entry.name}", getattr(self, entry.name), str(entry.type))
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: str = "model") -> Self:
-        """From a (nested) mapping such as a Hydra config; what is not given keeps its default.
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Reads a (nested) mapping such as a Hydra config; a switch that is not given is off.
 
         Raises:
-            InputError: an entry that does not exist, or a value that cannot be.
+            InputError: an entry that does not exist or is missing, or a value that cannot be.
         """
         if not isinstance(values, Mapping):
-            raise InputError(f"{where}={values!r}: should be a group of entries")
-        known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
-        unknown = sorted(set(values) - set(known))
+            raise InputError(f"{cls.place}={_short(values)}: should be a group of entries")
+        kinds = get_type_hints(cls)
+        known = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(cls)}  # name: has to be there
+        unknown = sorted(map(str, set(values) - set(known)))
         if unknown:
-            raise InputError(f"{where}.{unknown[0]}: no such entry; there are {', '.join(known)}")
-        read = {}
+            raise InputError(f"{cls.place}.{unknown[0][:60]}: no such entry; there are {', '.join(known)}")
+        missing = [name for name, needed in known.items() if needed and name not in values]
+        if missing:
+            raise InputError(f"{cls.place}.{missing[0]}: is missing")
+        read: dict[str, Any] = {}
         for name, value in values.items():
-            default = known[name].default_factory
-            if isinstance(default, type) and issubclass(default, _Section):
-                read[name] = default.from_dict(value, f"{where}.{name}")
+            if issubclass(kinds[name] if isinstance(kinds[name], type) else str, _Section):
+                read[name] = kinds[name].from_dict(value)
             else:
-                read[name] = tuple(value) if isinstance(value, (list, tuple)) or _is_omegaconf_list(value) else value
-                _check_kind(f"{where}.{name}", read[name], known[name].default)
+                read[name] = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
         return cls(**read)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists and numbers, for YAML and JSON."""
-        assert is_dataclass(self)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in _plain(asdict(self)).items()}
+        return _plain(asdict(self))
+
+    def updated(self, overrides: Mapping[str, Any]) -> Self:
+        """Another config, with other values for the entries of a nested mapping."""
+        return self.from_dict(_merged(self.to_dict(), overrides))
 
 
-def _is_omegaconf_list(value: Any) -> bool:
-    return type(value).__name__ == "ListConfig"
-
-
-def _check_kind(name: str, value: Any, default: Any) -> None:
-    """That a value is of its default's kind, and a number one that can be."""
+def _check_kind(name: str, value: Any, kind: str) -> None:
+    """Raises InputError where a value is not of its entry's kind, or a number that cannot be."""
     least = 0 if name.endswith((".num_roles", ".taps", ".pose_blocks")) else 1
+    most = MOST_BLOCKS if name.endswith((".depth", ".pose_blocks")) else MOST
 
     def is_count(number: Any) -> bool:
-        return type(number) is int and least <= number <= MOST
+        return type(number) is int and least <= number <= most
 
-    if isinstance(default, bool):
-        fits, kind = isinstance(value, bool), "true or false"
-    elif isinstance(default, int):
-        fits, kind = is_count(value), f"a whole number from {least} to {MOST}"
-    elif isinstance(default, float):
-        may_lack = name.endswith(".layer_scale")
-        fits, kind = (value is None and may_lack) or (type(value) in (int, float) and abs(value) <= MOST), "a number"
-    elif isinstance(default, tuple):
-        fits, kind = isinstance(value, tuple) and all(map(is_count, value)), f"whole numbers from {least} to {MOST}"
-    else:
-        fits, kind = isinstance(value, str), "a word"
+    def is_number(number: Any) -> bool:
+        return type(number) in (int, float) and abs(number) <= MOST
+
+    fits, expected = {
+        "bool": (isinstance(value, bool), "true or false"),
+        "int": (is_count(value), f"a whole number from {least} to {most}"),
+        "float": (is_number(value), "a number"),
+        "float | None": (value is None or is_number(value), "a number"),
+        "tuple[int, ...]": (isinstance(value, tuple) and all(map(is_count, value)), f"whole numbers from {least} to {most}"),
+        "str": (isinstance(value, str), "a word"),
+    }.get(kind, (isinstance(value, _Section), "a group of entries"))
     if not fits:
-        shown = repr(value)
-        raise InputError(f"{name}={shown if len(shown) <= 60 else shown[:57] + '...'}: give {kind}")
+        raise InputError(f"{name}={_short(value)}: give {expected}")
 
 
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: _plain(v) if isinstance(v, dict) else list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def _plain(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {name: _plain(value) for name, value in values.items()}
+    return list(values) if isinstance(values, tuple) else values
+
+
+def _merged(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    for name, value in overrides.items():
+        own = values.get(name)
+        values[name] = _merged(own, value) if isinstance(own, dict) and isinstance(value, Mapping) else value
+    return values
 
 
 def _check(condition: bool, problem: str) -> None:
@@ -85,58 +113,65 @@ def _check(condition: bool, problem: str) -> None:
         raise InputError(f"model config: {problem}")
 
 
+def _check_transformer(config: EncoderConfig | MultiViewConfig, name: str) -> None:
+    _check(config.ffn in FFN_KINDS, f"{name}.ffn={config.ffn!r}; give one of {', '.join(FFN_KINDS)}")
+    _check(config.dim % config.num_heads == 0, f"{name}.dim={config.dim} is no multiple of num_heads={config.num_heads}")
+
+
 @dataclass(frozen=True)
 class EncoderConfig(_Section):
     """DINOv2, the first `depth` blocks of it."""
 
-    dim: int = 1536
-    num_heads: int = 24
-    depth: int = 24
-    ffn: str = "swiglu"  # or mlp
-    ffn_dim: int = 4096
-    pos_grid: int = 37  # the position embedding is a square of so many patches
+    place: ClassVar[str] = "model.encoder"
+    dim: int
+    num_heads: int
+    depth: int
+    ffn: str  # mlp or swiglu
+    ffn_dim: int
+    pos_grid: int  # the position embedding is a square of so many patches
     final_norm: bool = False
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        _check(self.ffn in FFN_KINDS, f"encoder.ffn={self.ffn!r}; give one of {', '.join(FFN_KINDS)}")
-        _check(self.dim % self.num_heads == 0, f"encoder.dim={self.dim} is no multiple of num_heads={self.num_heads}")
+        super().__post_init__()
+        _check_transformer(self, "encoder")
 
 
 @dataclass(frozen=True)
 class MultiViewConfig(_Section):
     """The transformer over the tokens of all views; blocks alternate between all views and each view by itself."""
 
-    dim: int = 1536
-    num_heads: int = 24
-    depth: int = 16
-    ffn: str = "swiglu"
-    ffn_dim: int = 4096
-    layer_scale: float | None = 1e-5  # start value; None: no such factor
-    taps: tuple[int, ...] = (7, 11)  # blocks whose output goes to the dense head, besides the last
-    class_token: bool = True  # the encoder's class token of each view takes part
+    place: ClassVar[str] = "model.multiview"
+    dim: int
+    num_heads: int
+    depth: int
+    ffn: str
+    ffn_dim: int
+    layer_scale: float | None  # start value; None: no such factor
+    taps: tuple[int, ...]  # blocks whose output goes to the dense head, besides the last
+    class_token: bool  # the encoder's class token of each view takes part
     reference_marker: bool = True  # view 0 is marked
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        _check(self.ffn in FFN_KINDS, f"multiview.ffn={self.ffn!r}; give one of {', '.join(FFN_KINDS)}")
-        _check(self.dim % self.num_heads == 0, f"multiview.dim={self.dim} is no multiple of num_heads={self.num_heads}")
-        taps = tuple(self.taps)
+        super().__post_init__()
+        _check_transformer(self, "multiview")
         _check(
-            len(taps) == 2 and 0 <= taps[0] < taps[1] < self.depth,
-            f"multiview.taps={taps}: give two block numbers in order, below depth={self.depth}",
+            len(self.taps) == 2 and 0 <= self.taps[0] < self.taps[1] < self.depth,
+            f"multiview.taps={self.taps}: give two block numbers in order, below depth={self.depth}",
         )
 
 
 @dataclass(frozen=True)
 class GeometricInputsConfig(_Section):
-    """Encoders of rays, depth and poses, and how often each input is offered to the network (docs/network.md §1.2).
+    """Encoders of rays, depth and poses, and how often each input is offered to the network (SPEC §1.2).
 
     With the defaults (images only) none is, whatever the views hold. `infer` chooses by itself.
     """
 
-    dense_dims: tuple[int, ...] = (588, 768, 1024)
-    global_dims: tuple[int, ...] = (128, 256, 512)
+    place: ClassVar[str] = "model.geometric_inputs"
+    dense_dims: tuple[int, ...]
+    global_dims: tuple[int, ...]
     overall_prob: float = 0.0
     dropout_prob: float = 1.0
     ray_dirs_prob: float = 0.0
@@ -148,6 +183,7 @@ class GeometricInputsConfig(_Section):
     pose_scale_norm_all_prob: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in self.probabilities():
             value = getattr(self, name)
             _check(0 <= value <= 1, f"geometric_inputs.{name}={value}: give a number from 0 to 1")
@@ -163,51 +199,87 @@ class GeometricInputsConfig(_Section):
 class HeadsConfig(_Section):
     """Dense (DPT), pose and scale heads."""
 
-    dpt_dim: int = 256
-    dpt_layer_dims: tuple[int, ...] = (96, 192, 384, 768)
-    pose_blocks: int = 2
-    scale_dim: int = 196
+    place: ClassVar[str] = "model.heads"
+    dpt_dim: int
+    dpt_layer_dims: tuple[int, ...]
+    pose_blocks: int
+    scale_dim: int
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check(len(self.dpt_layer_dims) == 4, f"heads.dpt_layer_dims={self.dpt_layer_dims}: give four widths")
         _check(self.dpt_dim % 2 == 0, f"heads.dpt_dim={self.dpt_dim} is odd; the regressor halves it")
 
 
 @dataclass(frozen=True)
 class VehicleIdConfig(_Section):
-    """Embeddings of vehicle roles (docs/opv2v_vehicle_id_adaptation.md); `num_roles` 0 is off, as in the official networks."""
+    """Embeddings of vehicle roles (vehicle_id.py); `num_roles` 0 is off, as in the official networks."""
 
+    place: ClassVar[str] = "model.vehicle_id"
     num_roles: int = 0
     shuffle: bool = True  # in training, the numbers of the vehicles other than the main agent are drawn anew for each sample
-
-    def __post_init__(self) -> None:
-        _check(self.num_roles >= 0, f"vehicle_id.num_roles={self.num_roles}: give 0 (off) or the most vehicles of a scene")
 
 
 @dataclass(frozen=True)
 class ModelConfig(_Section):
-    """A whole network. `ModelConfig()` is the official v1.1."""
+    """A whole network."""
 
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    multiview: MultiViewConfig = field(default_factory=MultiViewConfig)
-    geometric_inputs: GeometricInputsConfig = field(default_factory=GeometricInputsConfig)
-    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    encoder: EncoderConfig
+    multiview: MultiViewConfig
+    geometric_inputs: GeometricInputsConfig
+    heads: HeadsConfig
     vehicle_id: VehicleIdConfig = field(default_factory=VehicleIdConfig)
 
+    def widths(self) -> dict[str, Any]:
+        """Everything that the shapes of the weights show, as weights/identify.py reads it off them."""
+        encoder, multi, heads = self.encoder, self.multiview, self.heads
+        return {
+            "encoder.dim": encoder.dim,
+            "encoder.depth": encoder.depth,
+            "encoder.ffn": (encoder.ffn, encoder.ffn_dim),
+            "encoder.pos_grid": encoder.pos_grid,
+            "encoder.final_norm": encoder.final_norm,
+            "multiview.dim": multi.dim,
+            "multiview.depth": multi.depth,
+            "multiview.ffn": (multi.ffn, multi.ffn_dim),
+            "multiview.layer_scale": multi.layer_scale is not None,
+            "dense_dims": self.geometric_inputs.dense_dims,
+            "global_dims": self.geometric_inputs.global_dims,
+            "dpt_dim": heads.dpt_dim,
+            "dpt_layer_dims": heads.dpt_layer_dims,
+            "pose_blocks": heads.pose_blocks,
+            "scale_dim": heads.scale_dim,
+        }
 
-V1_1 = ModelConfig()
-V1 = ModelConfig(
-    encoder=EncoderConfig(dim=1024, num_heads=16, ffn="mlp", final_norm=True),
-    multiview=MultiViewConfig(
-        dim=768, num_heads=12, depth=24, ffn="mlp", ffn_dim=3072, layer_scale=None, taps=(11, 17), class_token=False
-    ),
-)
-# v1.1's kind in small, for tests and the demo; it starts from random weights, so its layer scale is no brake.
-TINY = ModelConfig(
-    encoder=EncoderConfig(dim=96, num_heads=3, depth=4, ffn_dim=256, pos_grid=16),
-    multiview=MultiViewConfig(dim=96, num_heads=3, depth=4, ffn_dim=256, layer_scale=0.1, taps=(1, 2)),
-    geometric_inputs=GeometricInputsConfig(dense_dims=(24, 32, 40), global_dims=(16, 24, 32)),
-    heads=HeadsConfig(dpt_dim=32, dpt_layer_dims=(12, 16, 24, 40), pose_blocks=1, scale_dim=20),
-)
-ARCHITECTURES = {"mapanything": V1_1, "mapanything_v1": V1, "mapanything_tiny": TINY}
+
+@functools.cache
+def architectures() -> dict[str, ModelConfig]:
+    """The networks that we know, by name: `mapanything` (v1.1), `mapanything_v1`, `mapanything_tiny`, and what is put beside.
+
+    Raises:
+        InputError: a file of configs/model that is no network.
+    """
+    sections = {f.name for f in fields(ModelConfig)}
+    found = {}
+    for path in sorted(ARCHITECTURES.glob("*.yaml")):
+        values = _read_yaml(path)
+        found[path.stem] = ModelConfig.from_dict({name: values[name] for name in sections & set(values)})
+    return found
+
+
+def architecture(name: str) -> ModelConfig:
+    """The config of one of `architectures`; InputError where there is none of that name."""
+    if name not in architectures():
+        raise InputError(f"{name}: no such network; there are {', '.join(architectures())}")
+    return architectures()[name]
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """One file with what it is based on, as Hydra would compose it."""
+    values = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(values, dict)
+    own = {str(name): value for name, value in values.items()}
+    for base in own.pop("defaults", []):
+        own = _merged(_read_yaml(path.with_name(f"{base}.yaml")), own)
+    return own

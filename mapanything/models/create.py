@@ -1,4 +1,4 @@
-"""What `model=…` in a Hydra config builds."""
+"""The network that `model=…` in a Hydra config builds."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mapanything.errors import InputError
-from mapanything.models.architecture import name_of
 from mapanything.models.config import ModelConfig
 from mapanything.models.mapanything import MapAnything
-from mapanything.models.weights import load, load_dinov2
+from mapanything.models.weights.build import load_dinov2
+from mapanything.models.weights.identify import name_of
 
 log = logging.getLogger(__name__)
 
@@ -24,30 +24,29 @@ def create_model(pretrained: str | Path | None = None, dinov2: str | Path | None
             vehicle ID. None: random weights.
         dinov2: a file of DINOv2's repository to start from instead (see `load_dinov2`); the rest is random.
         config: ModelConfig's sections.
+
     Raises:
         InputError: a wrong entry, or a checkpoint that cannot be loaded.
     """
-    wanted = ModelConfig.from_dict(config)
     if pretrained is not None and dinov2 is not None:
         raise InputError("model.pretrained and model.dinov2 are both given; a checkpoint brings its own encoder: give one")
+    wanted = ModelConfig.from_dict(config)
     if pretrained is None:
         model = MapAnything(wanted)
         if dinov2 is not None:
-            load_dinov2(model, dinov2)
+            load_dinov2(model, wanted, dinov2)
         return model
-    geometric = wanted.geometric_inputs
-    switches = {
-        **{part: {"gradient_checkpointing": getattr(wanted, part).gradient_checkpointing} for part in _CHECKPOINTED},
-        "geometric_inputs": {name: getattr(geometric, name) for name in geometric.probabilities()},
-        "vehicle_id": wanted.vehicle_id.to_dict(),
+    switches: dict[str, Any] = {
+        part: {"gradient_checkpointing": getattr(wanted, part).gradient_checkpointing}
+        for part in ("encoder", "multiview", "heads")
     }
-    model = load(MapAnything, pretrained, overrides=switches)
+    geometric = wanted.geometric_inputs
+    switches["geometric_inputs"] = {name: getattr(geometric, name) for name in geometric.probabilities()}
+    switches["vehicle_id"] = wanted.vehicle_id.to_dict()
+    model = MapAnything.from_pretrained(pretrained, overrides=switches)
     found, asked = (name_of(c) or "another network" for c in (model.config, wanted))
     if found == asked:
         log.info("%s: model=%s", pretrained, found)
     else:
         log.warning("%s: holds %s; the config's model=%s gives way, its switches stay", pretrained, found, asked)
     return model.train()
-
-
-_CHECKPOINTED = ("encoder", "multiview", "heads")

@@ -1,7 +1,7 @@
 """MapAnything (Keetha et al. 2025, arXiv:2509.13414): images, and what else is known of them, in; metric 3D out.
 
 One page: encode the images, add what rays, depths and poses are given, let the views talk to each other, read off every
-pixel, every pose and the scale. All views go through every step together. Weights: weights.py.
+pixel, every pose and the scale. All views go through every step together. Weights: weights/.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mapanything.errors import InputError
-from mapanything.models import weights
-from mapanything.models.config import PATCH, ModelConfig
+from mapanything.models.config import PATCH, ModelConfig, architecture
 from mapanything.models.encoder import ImageEncoder
 from mapanything.models.geometric_inputs import GeometricFeatures
 from mapanything.models.heads import (
@@ -36,16 +35,20 @@ from mapanything.models.multiview_confidence import confidence
 from mapanything.models.outputs import Outputs, assemble, pose_matrices
 from mapanything.models.postprocess import Options, Prediction, align, predict
 from mapanything.models.vehicle_id import VehicleId, gather_roles
+from mapanything.models.weights.build import build_network
+from mapanything.models.weights.identify import identify
+from mapanything.models.weights.read import read_checkpoint
+from mapanything.models.weights.save import save_pretrained
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 OPTIONS = tuple(f.name for f in fields(Options))
 
 
 class MapAnything(GeometricFeatures):
-    """The network. `ModelConfig()` is v1.1; see config.py for the others."""
+    """The network of a config; without one v1.1's. `architecture(NAME)` gives those of configs/model."""
 
     def __init__(self, config: ModelConfig | None = None) -> None:
-        config = config or ModelConfig()
+        config = config or architecture("mapanything")
         dim, heads = config.encoder.dim, config.heads
         super().__init__(config.geometric_inputs, dim)
         self.config = config
@@ -66,12 +69,21 @@ class MapAnything(GeometricFeatures):
     def from_pretrained(
         cls, path: str | PathLike[str], *, overrides: Mapping[str, Any] | None = None, device: torch.device | str = "cpu"
     ) -> Self:
-        """The network of a `.pth`, a safetensors file or a folder with config.json, in eval mode; see weights.load."""
-        return weights.load(cls, Path(path), overrides=overrides, device=device)
+        """The network of a `.pth`, a safetensors file or a folder with config.json, in eval mode.
+
+        Args:
+            path: see `read_checkpoint`. overrides: see `identify`. device: where the weights go.
+
+        Raises:
+            InputError: what cannot be read, is no network that we know, or does not fit.
+        """
+        checkpoint = read_checkpoint(Path(path))
+        config = identify(checkpoint, overrides)
+        return build_network(cls, config, checkpoint, device)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Writes a folder that `from_pretrained` and upstream can read; see weights.save_pretrained."""
-        weights.save_pretrained(self, Path(folder))
+        """Writes a folder that `from_pretrained` and upstream can read; see weights/save.py."""
+        save_pretrained(self, self.config, Path(folder))
 
     def forward(self, views: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Per-view outputs for per-view inputs (docs/network.md §1.1, §5); geometric ones as the config's nine numbers say.

@@ -175,12 +175,12 @@ def _what_makes_it(paths: dict[str, Path], root: Path, device: str) -> tuple[tup
 
     from mapanything.environment import fingerprint
     from mapanything.evaluation.run import Model
-    from mapanything.models.architecture import name_of
-    from mapanything.models.checkpoint import checkpoint_sha256, read_checkpoint
+    from mapanything.models.weights.identify import identify, name_of
+    from mapanything.models.weights.read import checkpoint_sha256, read_checkpoint
 
     models = []
     for name, path in paths.items():
-        config = read_checkpoint(path).known_config()
+        config = identify(read_checkpoint(path))
         models.append(
             Model(
                 name,

@@ -97,10 +97,10 @@ def _what_makes_it(args: argparse.Namespace, amp: str, devices: list[str]) -> di
     import torch
 
     from mapanything.environment import fingerprint
-    from mapanything.models.architecture import name_of
-    from mapanything.models.checkpoint import checkpoint_sha256, read_checkpoint
+    from mapanything.models.weights.identify import identify, name_of
+    from mapanything.models.weights.read import checkpoint_sha256, read_checkpoint
 
-    config = read_checkpoint(args.checkpoint).known_config()
+    config = identify(read_checkpoint(args.checkpoint))
     code = fingerprint()
     gpus = sorted({torch.cuda.get_device_name(name) for name in devices if name != "cpu"})
     return {

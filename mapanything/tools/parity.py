@@ -76,7 +76,7 @@ def check_network(models: Mapping[str, Any], device: torch.device) -> Iterator[D
     """Runs every case of every small network in a file of the first kind of docs/network.md §11."""
     from mapanything.models.mapanything import MapAnything
     from mapanything.models.postprocess import intrinsics_from_rays
-    from mapanything.models.upstream import config_from_upstream
+    from mapanything.models.weights.upstream import config_from_upstream
 
     for model_name, stored in models.items():
         config = config_from_upstream(stored["config"]["model_config"], stored["config"].get("dinov2"))

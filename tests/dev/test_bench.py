@@ -16,7 +16,7 @@ from dev.bench import results as bench_results
 from dev.bench import timing
 from dev.bench import train as bench_train
 from dev.bench import viz as bench_viz
-from mapanything.models.config import ARCHITECTURES
+from mapanything.models.config import architectures
 
 SAMPLE = Path(__file__).parents[1] / "fixtures" / "sample_opv2v" / "opv2v_images"
 
@@ -71,7 +71,7 @@ def test_slower_than_the_goal_is_said_and_no_failure(monkeypatch: pytest.MonkeyP
 
 
 def test_every_case_is_an_architecture():
-    assert {case.model for case in bench_model.CASES} <= set(ARCHITECTURES)
+    assert {case.model for case in bench_model.CASES} <= set(architectures())
 
 
 def test_random_network_is_finite_and_knows_every_weight():

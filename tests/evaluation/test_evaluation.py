@@ -24,10 +24,10 @@ from mapanything.evaluation.scene_list import SceneChoice, list_scenes, read_fra
 from mapanything.inference import predict, stream
 from mapanything.inference.predict import USES, predict_scene, scene_views
 from mapanything.inference.select import depth_layout, find_scenes, load_scene
-from mapanything.models.config import TINY
 from mapanything.models.mapanything import MapAnything
 from mapanything.opv2v.layout import Selection
 from mapanything.results.record import SceneKey
+from tests.helpers.networks import TINY
 
 SAMPLE = Path(__file__).parents[1] / "fixtures" / "sample_opv2v"
 IMAGES, DEPTH = SAMPLE / "opv2v_images", SAMPLE / "opv2v_depth"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mapanything.models.config import TINY
 from mapanything.models.mapanything import MapAnything
+from tests.helpers.networks import TINY
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from mapanything.errors import InputError
-from mapanything.models.config import TINY
 from mapanything.models.mapanything import MapAnything
 from tests.helpers.namespaces import assert_one_line, read_only, run_with, small_disk
+from tests.helpers.networks import TINY
 from tests.helpers.training_runs import settings
 
 pytestmark = pytest.mark.faults

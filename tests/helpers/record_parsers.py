@@ -24,9 +24,11 @@ def hub_config(name: str) -> Callable[[Path], Made]:
     def own(folder: Path) -> Made:
         from safetensors.torch import save_file
 
-        from mapanything.models.checkpoint import CONFIG, INDEX, read_checkpoint
-        from mapanything.models.config import TINY, ModelConfig
-        from mapanything.models.upstream import config_to_upstream, to_json
+        from mapanything.models.config import ModelConfig
+        from mapanything.models.weights.identify import identify
+        from mapanything.models.weights.read import CONFIG, INDEX, read_checkpoint
+        from mapanything.models.weights.upstream import config_to_upstream, to_json
+        from tests.helpers.networks import TINY
 
         tensors = small_weights()
         files = {key: f"{'ab'[number % 2]}.safetensors" for number, key in enumerate(tensors)}
@@ -42,7 +44,7 @@ def hub_config(name: str) -> Callable[[Path], Made]:
         def check(data: bytes) -> None:
             (folder / name).write_bytes(data)
             found = read_checkpoint(folder)
-            assert isinstance(found.known_config(), ModelConfig) and found.tensors.keys() <= tensors.keys()
+            assert isinstance(identify(found), ModelConfig) and found.tensors.keys() <= tensors.keys()
 
         return [text.encode() for text in contents[name]], check
 
@@ -53,9 +55,9 @@ def small_weights() -> dict:
     """The smallest tensors under the names of a network's."""
     import torch
 
-    from mapanything.models.config import TINY
     from mapanything.models.mapanything import MapAnything
-    from mapanything.models.names import canonical_name
+    from mapanything.models.weights.names import canonical_name
+    from tests.helpers.networks import TINY
 
     torch.manual_seed(0)
     with torch.device("meta"):

@@ -10,24 +10,31 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from mapanything.models.config import TINY, VehicleIdConfig
+from mapanything.models.config import VehicleIdConfig
 from mapanything.models.mapanything import MapAnything
-from mapanything.models.names import canonical_name, safetensors_names
-from mapanything.models.upstream import config_to_upstream, to_json
+from mapanything.models.weights.names import canonical_name, safetensors_names
+from mapanything.models.weights.upstream import config_to_upstream, to_json
+from tests.helpers.networks import TINY
 
 
 def tiny_model() -> MapAnything:
     torch.manual_seed(0)
     model = MapAnything(TINY)
-    with torch.no_grad():
-        model.info_sharing.view_pos_table += 0.25  # not the one that the constructor makes
+    assert model.info_sharing.view_pos_table is not None
+    model.info_sharing.view_pos_table.data += 0.25  # not the one that the constructor makes
     return model
 
 
 def vehicle_model() -> MapAnything:
     model = MapAnything(replace(TINY, vehicle_id=VehicleIdConfig(num_roles=3)))
-    torch.nn.init.normal_(model.vehicle_id.embedding)
+    torch.nn.init.normal_(embedding(model))
     return model
+
+
+def embedding(model: MapAnything) -> torch.Tensor:
+    """The embeddings of vehicle roles, which not every network has."""
+    assert model.vehicle_id is not None
+    return model.vehicle_id.embedding
 
 
 def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -87,3 +94,15 @@ def upstream_training(model: MapAnything) -> dict:
     optimizer.step()
     best = torch.ones(1).double().numpy()[0]
     return {"model": state(model), "optimizer": optimizer.state_dict(), "args": args, "epoch": 3, "best_so_far": best}
+
+
+def dinov2(blocks: int, kind: MapAnything) -> dict[str, torch.Tensor]:
+    """A file of DINOv2's repository, for the widths of `kind`."""
+    tensors = {"mask_token": torch.ones(1, 96)}
+    for name, tensor in kind.state_dict().items():
+        if name.startswith("encoder.model.") and ".blocks." not in name:
+            tensors[name.removeprefix("encoder.model.")] = torch.randn(tensor.shape)
+        if name.startswith("encoder.model.blocks.0."):
+            for number in range(blocks):
+                tensors[f"blocks.{number}.{name.removeprefix('encoder.model.blocks.0.')}"] = torch.randn(tensor.shape)
+    return tensors | {"norm.weight": torch.randn(96), "norm.bias": torch.randn(96)}

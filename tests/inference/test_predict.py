@@ -19,9 +19,10 @@ from mapanything.errors import InputError
 from mapanything.geometry.rigid import matrix_from_quat
 from mapanything.inference.predict import USES, parse_inputs, predict_scene, reconstruct, scene_views
 from mapanything.inference.select import SceneSample, find_scenes, frame_key, load_scene
-from mapanything.models.config import TINY, VehicleIdConfig
+from mapanything.models.config import VehicleIdConfig
 from mapanything.models.mapanything import MapAnything
 from mapanything.opv2v.layout import DepthLayout, Selection
+from tests.helpers.networks import TINY
 from tests.helpers.perfect import perfect_prediction
 
 SAMPLE = Path(__file__).parents[1] / "fixtures" / "sample_opv2v"

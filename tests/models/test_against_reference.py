@@ -18,7 +18,7 @@ from mapanything.models import geometric_inputs, postprocess
 from mapanything.models.inputs import prepare, rays_from_intrinsics
 from mapanything.models.mapanything import MapAnything
 from mapanything.models.multiview_confidence import confidence
-from mapanything.models.upstream import config_from_upstream
+from mapanything.models.weights.upstream import config_from_upstream
 from mapanything.tools import parity
 from tests.helpers import reference, reference_network
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from mapanything.geometry.rigid import matrix_from_quat, quat_from_matrix
-from mapanything.models.config import TINY
 from mapanything.models.mapanything import MapAnything
 from mapanything.models.outputs import pose_matrices
 from mapanything.models.postprocess import MASKED
+from tests.helpers.networks import TINY
 
 H, W = 28, 42
 

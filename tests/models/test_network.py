@@ -10,10 +10,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from mapanything.models.config import TINY, V1, V1_1, ModelConfig
+from mapanything.models.config import ModelConfig
 from mapanything.models.heads import DPTFeatures, DPTRegressor, dense_bytes_per_view, rows_that_fit
 from mapanything.models.layers import Block, compile_blocks
 from mapanything.models.mapanything import MapAnything
+from tests.helpers.networks import TINY, V1, V1_1
 
 # TFLOP of one forward at 518×392, images only, upstream's, and of its two dense encoders per view (docs/network.md §12).
 UPSTREAM_TFLOP = {

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from mapanything.errors import InputError
-from mapanything.models.config import TINY
 from mapanything.models.mapanything import MapAnything
 from mapanything.tools import evaluate
+from tests.helpers.networks import TINY
 
 REPOSITORY = Path(__file__).parents[2]
 SAMPLE = REPOSITORY / "tests" / "fixtures" / "sample_opv2v"

@@ -17,10 +17,11 @@ import pytest
 import torch
 
 from mapanything.errors import InputError
-from mapanything.models.config import TINY, VehicleIdConfig
+from mapanything.models.config import VehicleIdConfig
 from mapanything.models.mapanything import MapAnything
 from mapanything.opv2v.pcd import read_pcd
 from mapanything.tools import infer
+from tests.helpers.networks import TINY
 from tests.helpers.process_table import children, command_line
 
 REPOSITORY = Path(__file__).parents[2]

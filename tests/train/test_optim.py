@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from mapanything.errors import InputError
-from mapanything.models.config import TINY, GeometricInputsConfig, ModelConfig, VehicleIdConfig
+from mapanything.models.config import GeometricInputsConfig, ModelConfig, VehicleIdConfig
 from mapanything.models.mapanything import MapAnything
 from mapanything.train.optim import OptimConfig, freeze, make_optimizer, set_rates, unused_parts
+from tests.helpers.networks import TINY
 
 AUGMENTED = {
     "overall_prob": 0.9,

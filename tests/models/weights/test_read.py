@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import struct
@@ -13,10 +14,11 @@ import pytest
 import torch
 
 from mapanything.errors import InputError
-from mapanything.models.checkpoint import read_checkpoint
-from mapanything.models.config import TINY
 from mapanything.models.mapanything import MapAnything
-from mapanything.models.weights import load, load_into, save_pretrained
+from mapanything.models.weights.copying import Copying
+from mapanything.models.weights.identify import identify
+from mapanything.models.weights.read import read_checkpoint
+from tests.helpers.networks import TINY, V1
 from tests.helpers.weight_files import (
     assert_equal,
     once,
@@ -29,6 +31,8 @@ from tests.helpers.weight_files import (
     upstream_training,
     wrapped_blocks,
 )
+
+load = MapAnything.from_pretrained
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +61,13 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_same_network(form, model, tmp_path):
     path = FORMS[form](model, tmp_path)
-    loaded = load(MapAnything, path)
+    loaded = load(path)
     assert_equal(loaded, model)
     assert loaded.config == TINY and not loaded.training
     tensors = [*loaded.parameters(), *loaded.buffers()]
     assert len(tensors) == len([*model.parameters(), *model.buffers()])  # what was shared still is
     assert all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
     assert all(p.requires_grad for p in loaded.parameters())
-    other = MapAnything(TINY)
-    load_into(other, path)
-    assert_equal(other, model)
 
 
 # --- broken files ---
@@ -108,7 +109,7 @@ def written(path: Path, data: bytes | str) -> Path:
 
 
 def hub(model: MapAnything, folder: Path, **files: str) -> Path:
-    save_pretrained(model, folder)
+    model.save_pretrained(folder)
     for name, text in files.items():
         (folder / f"{name}.json").write_text(text)
     return folder
@@ -116,6 +117,13 @@ def hub(model: MapAnything, folder: Path, **files: str) -> Path:
 
 def incomplete(folder: Path) -> Path:
     next(folder.glob("model-00002*")).unlink()
+    return folder
+
+
+def pth_shard(folder: Path) -> Path:
+    index = folder / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("model-00002-of-00002.safetensors", "model-2.pth"))
+    torch.save({"a": torch.ones(1)}, folder / "model-2.pth")
     return folder
 
 
@@ -178,9 +186,25 @@ BROKEN = {
         lambda m, d: written(d / "model.safetensors.index.json", '{"weight_map": {"a": ".."}}').parent,
         "no `weight_map`",
     ),
+    "shard of another kind": (
+        lambda m, d: pth_shard(sharded(m, d / "hub")),
+        "model-2.pth: is no safetensors file",
+    ),
+    "config of another size": (
+        lambda m, d: hub(m, d / "hub", config=json.dumps(V1.to_dict())),
+        "config.json: says model=mapanything_v1, the weights beside it are those of model=mapanything_tiny",
+    ),
+    "config of absurd depth": (
+        lambda m, d: hub(m, d / "hub", config=json.dumps(TINY.to_dict()).replace('"depth": 4', '"depth": 90000')),
+        r"config\.json: model\.encoder\.depth=90000: give a whole number from 1 to 200",
+    ),
+    "half a config": (
+        lambda m, d: hub(m, d / "hub", config=json.dumps({"encoder": TINY.encoder.to_dict()})),
+        r"config\.json: model\.multiview: is missing",
+    ),
     "JSON without end": (lambda m, d: hub(m, d / "hub", config='{"a": ' + "[" * 5000), r"config\.json: is no JSON"),
     "a list for a number": (
-        lambda m, d: hub(m, d / "hub", config='{"encoder": {"num_heads": []}}'),
+        lambda m, d: hub(m, d / "hub", config=json.dumps(TINY.to_dict()).replace('"num_heads": 3', '"num_heads": []')),
         r"config\.json: model\.encoder\.num_heads=\(\): give a whole number",
     ),
 }
@@ -195,7 +219,7 @@ def test_broken_files_in_one_line(case, model, tmp_path, monkeypatch):
     make, message = BROKEN[case]
     path = make(model, tmp_path / "files")
     with pytest.raises(InputError, match=message) as error:
-        load(MapAnything, path)
+        load(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 500
     assert not (tmp_path / "executed").exists()
 
@@ -205,7 +229,7 @@ def test_only_the_weights_have_to_be_whole(model, tmp_path):
     """Nothing else of a training checkpoint is read: an optimizer's state is as large as two networks."""
     moments = torch.arange(1e4)
     path = saved({"model": state(model), "optimizer": {0: moments}}, tmp_path / "a.pth")
-    assert_equal(load(MapAnything, flipped(path, bytes_of(moments))), model)
+    assert_equal(load(flipped(path, bytes_of(moments))), model)
 
 
 @pytest.mark.parametrize("when", ["saved without", "filled in later"])
@@ -222,14 +246,18 @@ def test_files_without_checksums(when, model, tmp_path):
                     place = data.find(struct.pack("<I", info.CRC), archive.start_dir)
                     data[place : place + 4] = bytes(4)
         path.write_bytes(data)
-    assert_equal(load(MapAnything, path), model)
+    assert_equal(load(path), model)
 
 
 def test_reading_touches_nothing(model, tmp_path):
-    checkpoint = read_checkpoint(saved(state(model), tmp_path / "a.pth"))
-    assert checkpoint.mapped and checkpoint.config == TINY and checkpoint.source == tmp_path / "a.pth"
-    assert checkpoint.tensors.keys() == once(model).keys()
+    """A flipped bit is found where weights are copied; who only asks which network it is does not read all of them."""
+    path = saved({"model": state(model), "model_config": TINY.to_dict()}, tmp_path / "a.pth")
+    checkpoint = read_checkpoint(flipped(path, bytes_of(model.pose_head.proj.weight)))
+    assert checkpoint.mapped and checkpoint.source == path and checkpoint.entries == TINY.to_dict()
+    assert checkpoint.tensors.keys() == once(model).keys() and identify(checkpoint) == TINY
+    copying = Copying(checkpoint)
     for _ in range(2):  # pages that were dropped come back
-        target = torch.empty(784, 96, 1, 1)
-        checkpoint.copy_to("pose_head.proj.weight", target)
-        assert torch.equal(target, model.pose_head.proj.weight)
+        copying.copy("pose_head.proj.bias", target := torch.empty_like(model.pose_head.proj.bias))
+        assert torch.equal(target, model.pose_head.proj.bias)
+    with pytest.raises(InputError, match="its checksum is wrong"):
+        copying.copy("pose_head.proj.weight", torch.empty_like(model.pose_head.proj.weight))

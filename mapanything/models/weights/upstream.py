@@ -34,8 +34,13 @@ _DINOV2 = {
 _POS_GRID = 37  # of all of them: trained at 518 pixels
 _FFN = {"mlp": "mlp", "swiglufused": "swiglu", "swiglu": "swiglu"}
 _ENCODERS = ("ray_dirs", "depth", "cam_rot", "cam_trans", "scale")
-_DENSE = _ENCODERS[:2]
+_DENSE, _GLOBAL = _ENCODERS[:2], _ENCODERS[2:]
 _REPRESENTATION = "raydirs+depth+pose+confidence+mask"
+
+
+def _encoder_section(encoder: str) -> str:
+    return f"geometric_input_config.{encoder}_encoder_config"
+
 
 # What this network computes in one way only: (section, entry) -> the only value; an absent entry has that value upstream.
 _ADAPTORS: dict[str, dict[str, Any]] = {
@@ -89,14 +94,6 @@ _ONLY: dict[str, dict[str, Any]] = {
     "pred_head_config.regressor_head": {"output_dim": 6},
     "pred_head_config.pose_head": {"rot_representation_dim": 4, "patch_size": PATCH},
     "pred_head_config.scale_head": {"output_dim": 1},
-    **{f"pred_head_config.{name}": values for name, values in _ADAPTORS.items()},
-    **{
-        f"geometric_input_config.{name}_encoder_config": {
-            "encoder_str": "dense_rep_encoder" if name in _DENSE else "global_rep_encoder",
-            **({"patch_size": PATCH} if name in _DENSE else {}),
-        }
-        for name in _ENCODERS
-    },
     "dinov2": {
         "patch_size": PATCH,
         "num_register_tokens": 0,
@@ -104,41 +101,34 @@ _ONLY: dict[str, dict[str, Any]] = {
         "interpolate_antialias": False,
     },
 }
-# Upstream fills these in by itself from the others, or they say where start weights come from: no meaning for the computation.
-_IGNORED = (
-    *("name", "pretrained_checkpoint_path", "load_specific_pretrained_submodules", "specific_pretrained_submodules"),
-    *("torch_hub_force_reload", "torch_hub_pretrained", "uses_torch_hub", "use_pytorch_sdpa", "fusion_norm_layer", "size"),
-    *("disable_torch_compile_for_pe", "max_num_views_for_pe", "use_rand_idx_pe_for_non_reference_views", "mlp_layer"),
-    *(
-        "input_embed_dim",
-        "enc_embed_dim",
-        "input_feature_dim",
-        "input_feature_dims",
-        "in_chans",
-        "adaptor_config",
-        "init_values",
-    ),
-)
+_ONLY |= {f"pred_head_config.{name}": values for name, values in _ADAPTORS.items()}
+_ONLY |= {_encoder_section(name): {"encoder_str": "dense_rep_encoder", "patch_size": PATCH} for name in _DENSE}
+_ONLY |= {_encoder_section(name): {"encoder_str": "global_rep_encoder"} for name in _GLOBAL}
+
+# No meaning for the computation: where start weights come from; what upstream fills in by itself; how it computes.
+_START = ("name", "pretrained_checkpoint_path", "load_specific_pretrained_submodules", "specific_pretrained_submodules")
+_FILLED = ("input_embed_dim", "enc_embed_dim", "input_feature_dim", "input_feature_dims", "in_chans", "adaptor_config", "size")
+_FILLED_TOO = ("fusion_norm_layer", "mlp_layer", "init_values", "max_num_views_for_pe")
+_HOW = ("torch_hub_force_reload", "torch_hub_pretrained", "uses_torch_hub", "use_pytorch_sdpa")
+_HOW_TOO = ("disable_torch_compile_for_pe", "use_rand_idx_pe_for_non_reference_views")
+_IGNORED = frozenset(_START + _FILLED + _FILLED_TOO + _HOW + _HOW_TOO)
+
+_SECTIONS = ("encoder_config", "info_sharing_config", "pred_head_config", "geometric_input_config")
+_MODULE = ("indices", "depth", "dim", "num_heads", "mlp_ratio", "init_values")
 _READ: dict[str, tuple[str, ...]] = {
-    "": (
-        *("encoder_config", "info_sharing_config", "pred_head_config", "geometric_input_config"),
-        *("use_register_tokens_from_encoder", "info_sharing_mlp_layer_str", "dinov2", "vehicle_id"),
-    ),
+    "": (*_SECTIONS, "use_register_tokens_from_encoder", "info_sharing_mlp_layer_str", "dinov2", "vehicle_id"),
     "encoder_config": ("gradient_checkpointing", "norm_returned_features", "keep_first_n_layers"),
     "info_sharing_config": ("module_args",),
-    "info_sharing_config.module_args": (
-        *("indices", "depth", "dim", "num_heads", "mlp_ratio", "init_values"),
-        *("gradient_checkpointing", "distinguish_ref_and_non_ref_views"),
-    ),
+    "info_sharing_config.module_args": (*_MODULE, "gradient_checkpointing", "distinguish_ref_and_non_ref_views"),
     "pred_head_config": ("feature_head", "regressor_head", "pose_head", "scale_head", "gradient_checkpointing", *_ADAPTORS),
     "pred_head_config.feature_head": ("feature_dim", "layer_dims", "checkpoint_gradient"),
     "pred_head_config.regressor_head": ("checkpoint_gradient",),
     "pred_head_config.pose_head": ("num_resconv_block",),
     "pred_head_config.scale_head": ("hidden_dim",),
     "geometric_input_config": (*(f"{n}_encoder_config" for n in _ENCODERS), *GeometricInputsConfig.probabilities()),
-    **{f"geometric_input_config.{n}_encoder_config": ("intermediate_dims", "apply_pe") for n in _ENCODERS},
     "dinov2": ("embed_dim", "num_heads", "depth", "ffn_layer", "mlp_ratio", "img_size", "kept_blocks"),
 }
+_READ |= {_encoder_section(name): ("intermediate_dims", "apply_pe") for name in _ENCODERS}
 
 
 def config_from_upstream(model_config: Mapping[str, Any], dinov2: Mapping[str, Any] | None = None) -> ModelConfig:
@@ -149,14 +139,15 @@ def config_from_upstream(model_config: Mapping[str, Any], dinov2: Mapping[str, A
             `vehicle_id` is ours; both are written by `config_to_upstream`.
         dinov2: describes an image encoder that is none of DINOv2's sizes: embed_dim, num_heads, depth, ffn_layer, mlp_ratio,
             img_size (of the position embedding), kept_blocks.
+
     Raises:
         InputError: an entry that asks for what this network does not compute, by name. Entries that nobody knows are logged
             and left aside: weights of other shapes will not load.
     """
     whole = dict(model_config) if dinov2 is None else {**model_config, "dinov2": dinov2}
-    sections = {"": whole}
-    for where in (*_ONLY, "geometric_input_config"):
-        sections[where] = _section(whole, where)
+    sections: dict[str, Mapping[str, Any]] = {"": whole} | {
+        where: _section(whole, where) for where in (*_ONLY, "geometric_input_config")
+    }
     unknown = []
     for where, values in sections.items():
         only = _ONLY.get(where, {})
@@ -187,7 +178,7 @@ def config_from_upstream(model_config: Mapping[str, Any], dinov2: Mapping[str, A
             ),
             geometric_inputs=GeometricInputsConfig(
                 dense_dims=_widths(sections, _DENSE, (588, 768, 1024)),
-                global_dims=_widths(sections, _ENCODERS[2:], (128, 256, 512)),
+                global_dims=_widths(sections, _GLOBAL, (128, 256, 512)),
                 **{name: geometric[name] for name in GeometricInputsConfig.probabilities() if name in geometric},
             ),
             heads=HeadsConfig(
@@ -197,7 +188,7 @@ def config_from_upstream(model_config: Mapping[str, Any], dinov2: Mapping[str, A
                 scale_dim=sections["pred_head_config.scale_head"].get("hidden_dim", 196),
                 gradient_checkpointing=bool(heads.get("gradient_checkpointing") or feature.get("checkpoint_gradient")),
             ),
-            vehicle_id=VehicleIdConfig.from_dict(whole.get("vehicle_id") or {}, "vehicle_id"),
+            vehicle_id=VehicleIdConfig.from_dict(whole.get("vehicle_id") or {}),
         )
     except InputError:
         raise
@@ -217,8 +208,7 @@ def config_to_upstream(config: ModelConfig) -> dict[str, Any]:
     size = _size_of(encoder)
     large = "giant" if encoder.ffn == "swiglu" else "large"
     blocks = _DINOV2[size][2] if size else None
-    encoder_config: dict[str, Any] = {
-        **_ONLY["encoder_config"],
+    encoder_config: dict[str, Any] = _ONLY["encoder_config"] | {
         "name": f"dinov2_{size or large}" + ("" if encoder.depth == blocks else f"_{encoder.depth}_layers"),
         "size": size or large,
         "uses_torch_hub": True,
@@ -243,45 +233,42 @@ def config_to_upstream(config: ModelConfig) -> dict[str, Any]:
         "qk_norm": False,
         "init_values": multi.layer_scale,
     }
-    adaptors = {name: {"name": f"{_REPRESENTATION}+scale", **values} for name, values in _ADAPTORS.items()}
+    pred_head_config: dict[str, Any] = _ONLY["pred_head_config"] | {
+        "feature_head": {
+            "feature_dim": heads.dpt_dim,
+            "hooks": [0, 1, 2, 3],
+            "checkpoint_gradient": heads.gradient_checkpointing,
+            "layer_dims": list(heads.dpt_layer_dims),
+        },
+        "regressor_head": {"output_dim": 6, "checkpoint_gradient": heads.gradient_checkpointing},
+        "pose_head": {"num_resconv_block": heads.pose_blocks, "rot_representation_dim": 4},
+        "scale_head": {"output_dim": 1, "hidden_dim": heads.scale_dim},
+        "gradient_checkpointing": heads.gradient_checkpointing,
+    }
+    for name, values in _ADAPTORS.items():
+        pred_head_config[name] = {"name": f"{_REPRESENTATION}+scale"} | values
+    geometric_input_config: dict[str, Any] = {name: getattr(geometric, name) for name in geometric.probabilities()}
+    for name, channels in zip(_ENCODERS, (3, 1, 4, 3, 1)):
+        dense = name in _DENSE
+        geometric_input_config[f"{name}_encoder_config"] = {
+            "name": {"cam_rot": "cam_rot_quats"}.get(name, name) + "_encoder",
+            "in_chans": channels,
+            "encoder_str": _ONLY[_encoder_section(name)]["encoder_str"],
+            "intermediate_dims": list(geometric.dense_dims if dense else geometric.global_dims),
+        } | ({"apply_pe": False} if dense else {})
     upstream: dict[str, Any] = {
         "name": "mapanything",
         "encoder_config": encoder_config,
-        "info_sharing_config": {**_ONLY["info_sharing_config"], "module_args": module_args},
-        "pred_head_config": {
-            **_ONLY["pred_head_config"],
-            **adaptors,
-            "feature_head": {
-                "feature_dim": heads.dpt_dim,
-                "hooks": [0, 1, 2, 3],
-                "checkpoint_gradient": heads.gradient_checkpointing,
-                "layer_dims": list(heads.dpt_layer_dims),
-            },
-            "regressor_head": {"output_dim": 6, "checkpoint_gradient": heads.gradient_checkpointing},
-            "pose_head": {"num_resconv_block": heads.pose_blocks, "rot_representation_dim": 4},
-            "scale_head": {"output_dim": 1, "hidden_dim": heads.scale_dim},
-            "gradient_checkpointing": heads.gradient_checkpointing,
-        },
-        "geometric_input_config": {
-            **{
-                f"{name}_encoder_config": {
-                    "name": {"cam_rot": "cam_rot_quats"}.get(name, name) + "_encoder",
-                    "in_chans": channels,
-                    "encoder_str": "dense_rep_encoder" if name in _DENSE else "global_rep_encoder",
-                    **({"apply_pe": False} if name in _DENSE else {}),
-                    "intermediate_dims": list(geometric.dense_dims if name in _DENSE else geometric.global_dims),
-                }
-                for name, channels in zip(_ENCODERS, (3, 1, 4, 3, 1))
-            },
-            **{name: getattr(geometric, name) for name in geometric.probabilities()},
-        },
+        "info_sharing_config": _ONLY["info_sharing_config"] | {"module_args": module_args},
+        "pred_head_config": pred_head_config,
+        "geometric_input_config": geometric_input_config,
     }
     if multi.class_token:  # these two are not known to the release of v1 either
         upstream["use_register_tokens_from_encoder"] = True
     if multi.ffn == "swiglu":
         upstream["info_sharing_mlp_layer_str"] = "swiglufused"
     if not size:
-        upstream["dinov2"] = {
+        upstream["dinov2"] = _ONLY["dinov2"] | {
             "embed_dim": encoder.dim,
             "num_heads": encoder.num_heads,
             "depth": encoder.depth,
@@ -289,7 +276,6 @@ def config_to_upstream(config: ModelConfig) -> dict[str, Any]:
             "mlp_ratio": _mlp_ratio(encoder.ffn, encoder.dim, encoder.ffn_dim, "encoder"),
             "img_size": encoder.pos_grid * PATCH,
             "kept_blocks": encoder.depth,
-            **_ONLY["dinov2"],
         }
     if config.vehicle_id.num_roles:
         upstream["vehicle_id"] = config.vehicle_id.to_dict()
@@ -297,17 +283,20 @@ def config_to_upstream(config: ModelConfig) -> dict[str, Any]:
 
 
 def to_json(upstream: Mapping[str, Any]) -> str:
-    """The text of a config.json. Limits are infinite: upstream writes `Infinity`, which is no JSON; `1e999` is, and every
-    reader of floating-point numbers, Python's too, takes it for infinity."""
+    """The text of a config.json.
+
+    Limits are infinite: upstream writes `Infinity`, which is no JSON; `1e999` is, and every reader of floating-point numbers,
+    Python's too, takes it for infinity.
+    """
     return json.dumps(upstream, indent=2).replace("Infinity", "1e999") + "\n"
 
 
 def _section(whole: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     values: Any = whole
-    for name in where.split("."):
+    for name in where.split(".") if where else ():
         values = values.get(name)
         if values is None:
-            if where in ("encoder_config", "info_sharing_config", "pred_head_config", "geometric_input_config"):
+            if where in _SECTIONS:
                 raise InputError(f"config: no {where}; give the arguments of upstream's MapAnything, as in its config.json")
             return {}
         if not isinstance(values, Mapping):
@@ -328,7 +317,7 @@ def _equal(value: Any, only: Any) -> bool:
 def _widths(sections: Mapping[str, Mapping[str, Any]], names: tuple[str, ...], default: tuple[int, ...]) -> tuple[int, ...]:
     widths = None
     for name in names:
-        where = f"geometric_input_config.{name}_encoder_config"
+        where = _encoder_section(name)
         if name in _DENSE and sections[where].get("apply_pe", True):  # upstream's default is on
             raise InputError(f"config: {where}.apply_pe is on; this network has no position encoding there")
         own = tuple(sections[where].get("intermediate_dims", default))

@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "utils": {"geometry", "opv2v", "results", "pictures"},
     "models": {"geometry"},
     "train": {"geometry", "opv2v", "datasets", "models"},
+    "memory": {"geometry", "opv2v", "datasets", "models", "train"},
     "inference": {"geometry", "opv2v", "datasets", "models", "results"},
     "evaluation": {"geometry", "opv2v", "datasets", "models", "inference", "results", "pictures"},
     "tools": {
@@ -38,6 +39,7 @@ MAY_IMPORT = {
         "datasets",
         "models",
         "train",
+        "memory",
         "inference",
         "evaluation",
         "results",

@@ -1,6 +1,6 @@
 """What `bench train` measures: the training step, and what a step pays besides computing: for data, loss and checkpoints.
 
-The step is training's own (train/memory.py says how it is put together), forward, backward, clipping and update. On a GPU it
+The step is training's own (memory/step.py runs it), forward, backward, clipping and update. On a GPU it
 is that of the full networks in all three stages; on a CPU, where nobody trains those, `mapanything_tiny` with small images
 stands in for them, on one thread (threads that wait for each other would measure what else the machine does, and loaders
 need cores too); its seconds say nothing about a card. The ratios compare like with like: the same tensors, dtype and threads
@@ -33,15 +33,16 @@ from dev.bench.data import copies, own_cache, small_sample, threads
 from dev.bench.timing import Figure, compare
 from mapanything.datasets.sampler import BudgetSampler
 from mapanything.geometry.rigid import quat_inverse, quat_multiply, rotate
+from mapanything.memory.peak import Shape
+from mapanything.memory.step import make_batch, random_objective, run_step
 from mapanything.models.config import ModelConfig
 from mapanything.train import checkpoints
 from mapanything.train.batches import Feed
 from mapanything.train.build import build
 from mapanything.train.loss_terms import Poses, Rotations, robust, robust_rotation
 from mapanything.train.losses import Geometry, Loss, Scene, Stacked, Term
-from mapanything.train.memory import Shape, make_batch, make_objective, optim_config, run_step
 from mapanything.train.objective import to_device
-from mapanything.train.optim import make_optimizer
+from mapanything.train.optim import OptimConfig, make_optimizer
 from mapanything.train.stages import STAGES, compose_config
 from mapanything.train.throughput import peak, training_flops
 
@@ -71,8 +72,8 @@ class Step:
     def __init__(self, config: DictConfig, device: torch.device) -> None:
         self.device = device
         with device:
-            self.objective = make_objective(config, amp=device.type == "cuda")
-        self.optimizer = make_optimizer(self.objective.model, optim_config(config))
+            self.objective = random_objective(config, amp=device.type == "cuda")
+        self.optimizer = make_optimizer(self.objective.model, OptimConfig.of(config.train_params))
         self.trained = [parameter for parameter in self.objective.parameters() if parameter.requires_grad]
         self.clip = config.train_params.clip_grad_norm
 

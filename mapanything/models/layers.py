@@ -20,7 +20,14 @@ LayerNorm = functools.partial(nn.LayerNorm, eps=1e-6)  # everywhere in the netwo
 
 
 class Attention(nn.Module):
-    """Self-attention over (B, N, C)."""
+    """Self-attention over (B, N, C).
+
+    Attributes:
+        kernel: what computes it from queries, keys and values (B, heads, N, C / heads). Memory planning, which may have no
+            GPU, puts a GPU's in its place.
+    """
+
+    kernel: Callable[[Tensor, Tensor, Tensor], Tensor] = staticmethod(F.scaled_dot_product_attention)
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -31,7 +38,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, n, c = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
-        x = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, C / heads)
+        x = self.kernel(q, k, v)  # (B, heads, N, C / heads)
         return self.proj(x.transpose(1, 2).reshape(b, n, c))
 
 

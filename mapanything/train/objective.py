@@ -7,12 +7,17 @@ from dataclasses import fields
 from typing import cast
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from mapanything.datasets.views import View
+from mapanything.errors import InputError
+from mapanything.models.layers import compile_blocks
 from mapanything.models.mapanything import MapAnything
 from mapanything.models.outputs import Outputs
+from mapanything.train.build import build
 from mapanything.train.losses import Loss, LossOutput
+from mapanything.train.optim import OptimConfig, freeze
 
 
 class Objective(nn.Module):
@@ -43,6 +48,49 @@ class Objective(nn.Module):
         factor = per_view(len(views))
         terms = {name: value if name.endswith("_usable") else value * factor for name, value in loss.terms.items()}
         return loss.total * factor, terms, outputs
+
+
+def build_objective(
+    config: DictConfig,
+    optim: OptimConfig,
+    amp: bool,
+    *,
+    compiled: bool = False,
+    teacher_on: torch.device | None = None,
+    **weights: str | None,
+) -> tuple[Objective, dict[str, int]]:
+    """Builds what training wraps, from a composed configs/train.yaml; what does not learn is frozen.
+
+    Args:
+        teacher_on: where the teacher goes, if the loss needs one; None: it is left out, for planning.
+        weights: `pretrained` and `dinov2` that count instead of the config's.
+
+    Returns:
+        Also the numbers of parameters, see `freeze`.
+
+    Raises:
+        InputError: a wrong entry, weights that cannot be loaded, no teacher where one is needed.
+    """
+    model: MapAnything = build(config.model, "model", **weights)
+    train, validate = (build(config.loss[part], f"loss.{part}") for part in ("train", "validate"))
+    counts = freeze(model, optim, model.config.geometric_inputs)
+    if compiled:
+        compile_blocks(model)
+    needed = teacher_on is not None and (train.needs_teacher or validate.needs_teacher)
+    teacher = _load_teacher(config).to(teacher_on) if needed else None
+    return Objective(model, train, validate, amp, teacher), counts
+
+
+def _load_teacher(config: DictConfig) -> MapAnything:
+    path = config.teacher or config.model.pretrained
+    if path is None:
+        raise InputError("the loss distils from a teacher, and there is none: give teacher=CHECKPOINT")
+    return build(config.model, "teacher", pretrained=str(path)).eval().requires_grad_(False)
+
+
+def uses_bf16(amp: str | None, device_type: str) -> bool:
+    """Whether `train_params.amp` means bf16 on a device: where it says nothing, on a GPU."""
+    return amp == "bf16" or (amp is None and device_type == "cuda")
 
 
 def per_view(num_views: int) -> float:

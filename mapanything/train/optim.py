@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
 
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -29,6 +30,11 @@ class OptimConfig:
     train_only: Sequence[str] | None = None
     weight_decay: float = 0.05
     betas: Sequence[float] = (0.9, 0.95)
+
+    @classmethod
+    def of(cls, train_params: Mapping[str, Any]) -> Self:
+        """Reads its own among all entries of configs/train_params."""
+        return cls(**{f.name: train_params[f.name] for f in fields(cls) if f.name in train_params})
 
     def __post_init__(self) -> None:
         if self.lr <= 0 or self.epochs < 1 or not 0 <= self.warmup_fraction < 1 or not 0 <= self.min_lr_fraction <= 1:

@@ -20,15 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 from mapanything.datasets.sampler import BudgetSampler
 from mapanything.environment import fingerprint
 from mapanything.errors import InputError
-from mapanything.models.layers import compile_blocks
-from mapanything.models.mapanything import MapAnything
 from mapanything.train import batches, logs, stages, state
 from mapanything.train.build import build
 from mapanything.train.checkpoints import FORMAT, LAST, clean, find_resumable, read, write
 from mapanything.train.distributed import Plan, Process, wrap
-from mapanything.train.losses import Loss
-from mapanything.train.objective import Objective
-from mapanything.train.optim import OptimConfig, freeze, make_optimizer
+from mapanything.train.objective import build_objective, uses_bf16
+from mapanything.train.optim import OptimConfig, make_optimizer
 from mapanything.train.throughput import peak
 
 log = logging.getLogger(__name__)
@@ -179,26 +176,15 @@ class Run:
 
     def _build(self, checkpoint: Path | None) -> torch.nn.Module:
         state.seed_everything(self.params.seed)  # the same weights on all ranks
-        overrides = {} if checkpoint is None else {"pretrained": str(checkpoint)}
-        self.model: MapAnything = build(self.config.model, "model", **overrides)
-        losses = [build(self.config.loss[part], f"loss.{part}") for part in ("train", "validate")]
-        self.parameters = freeze(self.model, self.optim, self.model.config.geometric_inputs)
-        if self.params.compile:
-            compile_blocks(self.model)
-        amp = self.params.amp == "bf16" or (self.params.amp is None and self.process.device.type == "cuda")
-        objective = Objective(self.model, losses[0], losses[1], amp, self._teacher(losses))
+        amp, device = uses_bf16(self.params.amp, self.process.device.type), self.process.device
+        weights: dict[str, str | None] = {} if checkpoint is None else {"pretrained": str(checkpoint)}
+        objective, self.parameters = build_objective(
+            self.config, self.optim, amp, compiled=self.params.compile, teacher_on=device, **weights
+        )
+        self.model = objective.model
         module = wrap(objective, self.layout, self.process)
         state.seed_everything(self.params.seed + 1 + self.process.rank)  # other draws on each
         return module
-
-    def _teacher(self, losses: list[Loss]) -> MapAnything | None:
-        if not any(loss.needs_teacher for loss in losses):
-            return None
-        path = self.config.teacher or self.config.model.pretrained
-        if path is None:
-            raise InputError("the loss distils from a teacher, and there is none: give teacher=CHECKPOINT")
-        teacher: MapAnything = build(self.config.model, "teacher", pretrained=str(path))
-        return teacher.eval().requires_grad_(False).to(self.process.device)
 
     # Saving and restoring
 
@@ -330,12 +316,13 @@ class Run:
 
 def _read_params(config: DictConfig) -> tuple[Params, OptimConfig]:
     values = _plain(config)["train_params"]
-    own, optim = ({f.name for f in fields(kind)} for kind in (Params, OptimConfig))
-    unknown = sorted(set(values) - own - optim)
+    own = {f.name for f in fields(Params)}
+    known = own | {f.name for f in fields(OptimConfig)}
+    unknown = sorted(set(values) - known)
     if unknown:
-        raise InputError(f"train_params.{unknown[0]}: no such entry; there are {', '.join(sorted(own | optim))}")
+        raise InputError(f"train_params.{unknown[0]}: no such entry; there are {', '.join(sorted(known))}")
     try:
-        return Params(**{k: values[k] for k in own}), OptimConfig(**{k: v for k, v in values.items() if k in optim})
+        return Params(**{k: values[k] for k in own}), OptimConfig.of(values)
     except (TypeError, KeyError) as error:
         raise InputError(f"train_params: a number is missing or no number ({error})") from error
 

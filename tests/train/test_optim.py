@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mapanything.errors import InputError
-from mapanything.models.config import GeometricInputsConfig, ModelConfig, VehicleIdConfig
+from mapanything.models.config import ModelConfig, VehicleIdConfig
 from mapanything.models.mapanything import MapAnything
 from mapanything.train.optim import OptimConfig, freeze, make_optimizer, set_rates, unused_parts
 from tests.helpers.networks import TINY
@@ -106,5 +106,5 @@ def test_train_only():
 )
 def test_what_cannot_be_is_said(values, message):
     with pytest.raises(InputError, match=message) as caught:
-        freeze(network(), OptimConfig(**({"lr": 1e-4, "epochs": 1} | values)), GeometricInputsConfig())
+        freeze(network(), OptimConfig(**({"lr": 1e-4, "epochs": 1} | values)), TINY.geometric_inputs)
     assert "\n" not in str(caught.value)

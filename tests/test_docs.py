@@ -29,7 +29,7 @@ import tasks
 from mapanything.cli.options import with_dashes
 from mapanything.cli.pictures import VIZ
 from mapanything.errors import InputError
-from mapanything.models.config import ARCHITECTURES
+from mapanything.models.config import architecture
 from mapanything.tools.doctor import DRIVERS
 from mapanything.train.stages import compose_config
 
@@ -360,7 +360,7 @@ def test_readme_figures_are_those_of_the_benchmarks() -> None:
 def test_the_network_page_has_the_sizes_of_the_configs() -> None:
     (table,) = [table for table in tables(ROOT / "docs" / "network.md") if table[0][1] == "`mapanything` (v1.1)"]
     rows = {row[0]: row[1:] for row in table}
-    for column, config in enumerate((ARCHITECTURES["mapanything"], ARCHITECTURES["mapanything_v1"])):
+    for column, config in enumerate((architecture("mapanything"), architecture("mapanything_v1"))):
         encoder, multiview = config.encoder, config.multiview
         said = {
             "C_e, heads, feed-forward": (encoder.dim, encoder.num_heads, encoder.ffn_dim),

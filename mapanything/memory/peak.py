@@ -98,7 +98,7 @@ class Peak:
     @property
     def grouped(self) -> dict[str, int]:
         """Bytes of each group, and of the first three as `static`."""
-        groups = dict.fromkeys(("weights", "gradients", "optimizer", "activations", "temporary"), 0)
+        groups: dict[str, int] = dict.fromkeys(("weights", "gradients", "optimizer", "activations", "temporary"), 0)
         for name, size in self.parts.items():
             groups[self.group_of(name)] += size
         return groups | {"static": groups["weights"] + groups["gradients"] + groups["optimizer"]}

@@ -20,7 +20,7 @@ from mapanything.errors import InputError
 PATCH = 14  # pixels along one side of a patch; a property of DINOv2 and of the dense encoders
 FFN_KINDS = ("mlp", "swiglu")
 MOST, MOST_BLOCKS = 100_000, 200  # no width or number of anything is larger; no network of this kind is deeper
-ARCHITECTURES = Path(__file__).parents[2] / "configs" / "model"
+CONFIGS = Path(__file__).parents[2] / "configs" / "model"
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,7 @@ def architectures() -> dict[str, ModelConfig]:
     """
     sections = {f.name for f in fields(ModelConfig)}
     found = {}
-    for path in sorted(ARCHITECTURES.glob("*.yaml")):
+    for path in sorted(CONFIGS.glob("*.yaml")):
         values = _read_yaml(path)
         found[path.stem] = ModelConfig.from_dict({name: values[name] for name in sections & set(values)})
     return found

@@ -234,7 +234,7 @@ class OPV2VScenes(Dataset):
         rendered = self.depth_kind.source == "rendered" if self.depth_kind is not None else None
         if self.depth is not None:
             depth_path = self.depth.path(key, k)
-            depth = clean_depth(read_depth(depth_path), keep_sky=rendered is False)
+            depth = clean_depth(read_depth(depth_path))
             if depth.shape != image.shape[:2]:
                 raise InputError(
                     f"{depth_path}: is {depth.shape[1]}x{depth.shape[0]} but its image {image.shape[1]}x{image.shape[0]}"

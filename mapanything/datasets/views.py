@@ -22,7 +22,7 @@ from mapanything.errors import InputError
 from mapanything.geometry import camera
 from mapanything.geometry.rigid import quat_from_matrix
 from mapanything.geometry.types import Float
-from mapanything.opv2v.depth import MAX_DEPTH, is_dense
+from mapanything.opv2v.depth import is_dense
 
 PATCH = 14
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # "dinov2" normalisation
@@ -129,7 +129,7 @@ class Framing:
         inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
         known, pixel = known[inside], v[inside] * width + u[inside]
         flat = out.reshape(-1)
-        hole = (flat[pixel] == 0) | (flat[pixel] >= MAX_DEPTH)  # sky, where a map says it, gives way to a surface
+        hole = flat[pixel] == 0
         known, pixel = known[hole], pixel[hole]
         z = depth.reshape(-1)[known]
         order = np.argsort(-z, kind="stable")  # the last write to a pixel wins: the nearest z
@@ -172,7 +172,7 @@ def make_view(
 
     Args:
         image: (h, w, 3) uint8 RGB.
-        depth: (h, w) float32 z-depth in metres, 0 = unknown, `MAX_DEPTH` = sky; None: nothing is known.
+        depth: (h, w) float32 z-depth in metres, 0 = unknown; None: nothing is known.
         intrinsics: (3, 3) of the image as given, pixel centres at integer coordinates.
         world_from_camera: (4, 4), OpenCV.
         target: (W, H).
@@ -193,8 +193,6 @@ def make_view(
     height, width = target[1], target[0]
     unit, norm = _unit_rays(tuple(k.ravel().tolist()), height, width)
     z = torch.from_numpy(framing.depth(depth)) if depth is not None else torch.zeros(height, width)
-    sky = z >= MAX_DEPTH
-    z = z.masked_fill(sky, 0)
     valid = z > 0
     along_ray = z[..., None] * norm
     points = unit * along_ray
@@ -202,7 +200,7 @@ def make_view(
     if rendered is None or depth is None:
         # Asked of the map as it is stored: made small, the lines of a LiDAR touch each other.
         rendered = depth is not None and is_dense(depth)
-    surface, known = _mask_target(valid, sky, rendered, mask_reach)
+    surface, known = _mask_target(valid, rendered, mask_reach)
     return {
         "img": normalise(pixels),
         "data_norm_type": "dinov2",
@@ -222,18 +220,19 @@ def make_view(
     }
 
 
-def _mask_target(valid: Tensor, sky: Tensor, rendered: bool, reach: float | None) -> tuple[Tensor, Tensor]:
+def _mask_target(valid: Tensor, rendered: bool, reach: float | None) -> tuple[Tensor, Tensor]:
     """Where a surface is, and where that is known, (H, W) bool each.
 
-    Where a rendered map knows no depth there is sky; where a LiDAR's knows none there is just no laser point.
+    Where a rendered map knows no depth there is sky; where a LiDAR's knows none there is just no laser point. Nor is a beam
+    that came back from nothing sky: it reaches 120 m, and looks up by 2 degrees (docs/losses.md).
     """
     if rendered:
         return valid.clone(), torch.ones_like(valid)
     if reach is None:
-        return valid.clone(), valid | sky
+        return valid.clone(), valid.clone()
     pixels = math.ceil(reach * valid.shape[1])
     near = F.max_pool2d(valid[None, None].float(), 2 * pixels + 1, stride=1, padding=pixels)[0, 0] > 0
-    return near & ~sky, torch.ones_like(valid)
+    return near, torch.ones_like(valid)
 
 
 def _in_world(points: Tensor, pose: Tensor, valid: Tensor | None) -> Tensor:

@@ -41,13 +41,9 @@ def read_depth(path: Path) -> NDArray[np.float32]:
     return read_npy(path).reshape(shape).astype(np.float32, copy=False)
 
 
-def clean_depth(depth: NDArray[np.float32], keep_sky: bool = False) -> NDArray[np.float32]:
-    """Makes NaN, infinite, negative and sky 0, unknown. Changes `depth` and returns it.
-
-    Args:
-        keep_sky: what is exactly `MAX_DEPTH` stays: where unknown is not sky, as in a LiDAR's map, sky has to be said.
-    """
-    np.copyto(depth, 0, where=~((depth > 0) & ((depth <= MAX_DEPTH) if keep_sky else (depth < MAX_DEPTH))))
+def clean_depth(depth: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Makes NaN, infinite, negative and sky (>= 1000 m) 0, unknown. Changes `depth` and returns it."""
+    np.copyto(depth, 0, where=~((depth > 0) & (depth < MAX_DEPTH)))
     return depth
 
 

@@ -23,7 +23,6 @@ from mapanything.datasets.views import (
 from mapanything.errors import InputError
 from mapanything.geometry import camera
 from mapanything.geometry.rigid import matrix_from_quat
-from mapanything.opv2v.depth import MAX_DEPTH
 
 K = np.array([[335.639852470912, 0, 399.5], [0, 335.639852470912, 299.5], [0, 0, 1]])
 SIZES = [(518, 392), (448, 252), (518, 518), (252, 448), (1036, 784), (14, 14)]
@@ -174,18 +173,6 @@ def test_a_lidar_teaches_a_surface_at_its_labels_and_nothing_elsewhere():
         assert v["valid_mask"].any() and v["is_synthetic"] is False
     for v in (view(depth=points() * 0), view(depth=None), view(depth=None, rendered=True)):
         assert not v["mask_known"].any() and not v["valid_mask"].any()
-
-
-def test_sky_that_a_lidar_map_says_is_taught_as_sky_and_is_no_depth():
-    depth = points()
-    depth[10, 20:60] = MAX_DEPTH
-    v = view(depth=depth, rendered=False)
-    sky = v["mask_known"] & ~v["non_ambiguous_mask"]
-    assert sky.sum() >= 25 and torch.equal(v["mask_known"], v["valid_mask"] | sky)
-    assert not (v["valid_mask"] & sky).any() and v["depth_along_ray"].max() < 10
-    depth[10, 20:60:2] = 5  # in a smaller pixel a surface beside sky is the surface
-    crowded = view(depth=depth, rendered=False, target=(28, 14))
-    assert not (crowded["mask_known"] & ~crowded["non_ambiguous_mask"]).any()
 
 
 def test_lines_of_a_lidar_are_no_dense_map_in_small_images():

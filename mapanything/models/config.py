@@ -164,7 +164,7 @@ class MultiViewConfig(_Section):
 
 @dataclass(frozen=True)
 class GeometricInputsConfig(_Section):
-    """Encoders of rays, depth and poses, and how often each input is offered to the network (SPEC §1.2).
+    """Encoders of rays, depth and poses, and how often each input is offered to the network (docs/network.md §1.2).
 
     With the defaults (images only) none is, whatever the views hold. `infer` chooses by itself.
     """

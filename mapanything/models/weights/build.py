@@ -81,7 +81,7 @@ def _check_fit(checkpoint: Checkpoint, targets: Mapping[str, Tensor]) -> None:
 def load_dinov2(model: nn.Module, config: ModelConfig, path: str | Path) -> bool:
     """Puts DINOv2's weights into the image encoder and, where more blocks are left over than the encoder keeps and they fit,
     into the multi-view transformer with DINOv2's final norm. So starts the training of v1.1 (ViT-g: 24 blocks and 16); in v1
-    the transformer stays random. Source: SPEC §10.
+    the transformer stays random. Source: docs/network.md §10.
 
     Args:
         model: on the CPU; `config` is its own.

@@ -80,6 +80,7 @@ MAKE_DEPTH = tool(
     JOBS,
     Option("format", "float32 metres, 16 bit at 1/256 m a step, or both", "npy", choices=("npy", "png", "both")),
     Option("visibility", "leave out what the camera can't see; off: every return", "on", choices=("on", "off")),
+    flag("fuse", "also what this vehicle's sweep and another's agree on: 2 to 4 times the labels"),
     PATTERN,
     OVERWRITE,
 )

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mapanything.geometry.triangles import Bools, Index, Projection, Tiles
 from mapanything.geometry.types import Float
 from mapanything.geometry.zbuffer import MIN_DEPTH, depth_from_points
-
-Index = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 VERSION = 1  # of what the test decides: another one gives other maps
 
@@ -32,6 +30,7 @@ LOW = -1.5  # metres below the LiDAR: what lies there is ground, until its neigh
 GAPS, CARRIED = (0.1, 0.2), (0.9, 0.9, 1.0)
 MARGIN, MARGIN_BEHIND = 0.45, 1.0  # metres by which a label lies behind a surface that hides it
 AROUND, AROUND_MARGIN, AROUND_SIDES = 0.0035, 0.05, 2  # radians to a side; a part of the depth; sides of four
+_SIDES = np.array([[1, -1, 0, 0], [0, 0, 1, -1]])
 _TURN = 8.0  # more than a circle: keys of lines do not mix
 
 
@@ -86,20 +85,19 @@ def hidden_labels(
     """
     k = np.asarray(intrinsics, np.float64)
     reach = AROUND * k[0, 0]
-    project = _Projection(np.asarray(camera_from_points, np.float64), k, size, reach)
+    project = Projection(np.asarray(camera_from_points, np.float64), k, size, reach)
     pieces = [project(surface.points, surface.known), project(surface.carried), project(surface.behind)]
     z, y, x = np.asarray(depth, np.float64), pixels[0].astype(np.float64), pixels[1].astype(np.float64)
-    tiles = _Tiles(size)
+    tiles = Tiles(size)
     at = [tiles.nearest(piece, x, y, z - MARGIN) for piece in pieces]
     with np.errstate(divide="ignore"):
         hidden = (z - 1 / np.maximum(at[0], at[1]) > MARGIN) | (z - 1 / at[2] > MARGIN_BEHIND)
         doubtful = np.flatnonzero(~hidden & tiles.touched(pieces[1])[tiles.of(x, y)])
-        limit = z[doubtful] - np.maximum(0.5, AROUND_MARGIN * z[doubtful])
-        sides = np.zeros(len(doubtful), np.int64)
-        for dx, dy in ((reach, 0.0), (-reach, 0.0), (0.0, reach), (0.0, -reach)):
-            beside = [tiles.nearest(piece, x[doubtful] + dx, y[doubtful] + dy, limit) for piece in pieces[:2]]
-            sides += 1 / np.maximum(*beside) < limit
-    hidden[doubtful] = sides >= AROUND_SIDES
+        x, y, z = x[doubtful, None], y[doubtful, None], z[doubtful, None]
+        limit = z - np.maximum(0.5, AROUND_MARGIN * z)
+        sides = [(x + reach * _SIDES[0]).ravel(), (y + reach * _SIDES[1]).ravel(), np.repeat(limit, 4)]
+        beside = np.maximum(*(tiles.nearest(piece, *sides) for piece in pieces[:2])).reshape(-1, 4)
+        hidden[doubtful] = (1 / beside < limit).sum(1) >= AROUND_SIDES
     return hidden
 
 
@@ -311,110 +309,3 @@ def _over_gaps(sweep: _Sweep, q: Float, down: Float, up: Float, corners: Index, 
     carried = np.where(near[..., None], points, end)
     far = np.where(near, 0, sweep.range[corners]).max(1)[:, None, None]
     return carried, np.where(near[..., None], direction * far, points)
-
-
-# Surfaces in an image
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Triangles:
-    """Triangles in an image: columns, rows and inverse depths (M, 3) of their corners."""
-
-    u: Float
-    v: Float
-    inverse: Float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Projection:
-    pose: Float
-    intrinsics: Float
-    size: tuple[int, int]
-    margin: float
-
-    def __call__(self, points: Float, corners: Index | None = None) -> _Triangles:
-        """The triangles in front of the camera that reach into the image: rows `corners` of `points`, or points (M, 3, 3)."""
-        x, y, z = self.pose[:3, :3] @ points.reshape(-1, 3).T + self.pose[:3, 3:]
-        front = z > MIN_DEPTH
-        inverse = 1 / np.where(front, z, 1)
-        u, v = (self.intrinsics[i, i] * c * inverse + self.intrinsics[i, 2] for i, c in enumerate((x, y)))
-        width, height = self.size
-        if corners is None:
-            corners = np.arange(len(u)).reshape(-1, 3)
-        # Sides of the image that a corner lies beyond: triangles with all corners beyond one of them are out.
-        beyond = (u < -self.margin) | (u > width - 1 + self.margin) * np.uint8(2)
-        beyond |= (v < -self.margin) * np.uint8(4) | (v > height - 1 + self.margin) * np.uint8(8)
-        beyond[~front] = 16
-        codes = beyond[corners]
-        out = (codes[:, 0] & codes[:, 1] & codes[:, 2]) | ((codes[:, 0] | codes[:, 1] | codes[:, 2]) & 16)
-        corners = corners[out == 0]
-        return _Triangles(u[corners], v[corners], inverse[corners])
-
-
-class _Tiles:
-    """Square tiles of an image, by which labels find the triangles over them."""
-
-    def __init__(self, size: tuple[int, int]) -> None:
-        self.size = size
-        self.side = max(4, round(size[0] / 100))
-        self.columns, self.rows = (-(-n // self.side) for n in size)
-
-    def of(self, x: Float, y: Float) -> Index:
-        column, row = (
-            np.clip(values, 0, n - 1).astype(np.int64) // self.side for values, n in zip((x, y), self.size, strict=True)
-        )
-        return row * self.columns + column
-
-    def _box(self, triangles: _Triangles) -> list[Index]:
-        """First and last column, first and last row of tiles."""
-        return [
-            np.clip(bound, 0, n - 1).astype(np.int64) // self.side
-            for values, n in ((triangles.u, self.size[0]), (triangles.v, self.size[1]))
-            for bound in (_least(values), -_least(-values))
-        ]
-
-    def touched(self, triangles: _Triangles) -> Bools:
-        """Which tiles the triangles' boxes touch."""
-        left, right, top, bottom = self._box(triangles)
-        steps = np.zeros((self.rows + 1, self.columns + 1), np.int64)
-        for row, column, sign in ((top, left, 1), (bottom + 1, right + 1, 1), (top, right + 1, -1), (bottom + 1, left, -1)):
-            np.add.at(steps, (row, column), sign)
-        return (steps.cumsum(0).cumsum(1)[:-1, :-1] > 0).ravel()
-
-    def nearest(self, triangles: _Triangles, x: Float, y: Float, farthest: Float) -> Float:
-        """The largest inverse depth (L,) of the triangles over places (x, y); 0 where none is nearer than `farthest`."""
-        best = np.zeros(len(x))
-        tile = self.of(x, y)
-        order = np.argsort(tile, kind="stable")
-        count = np.bincount(tile, minlength=self.rows * self.columns)
-        start = np.cumsum(count) - count
-        limit = np.zeros(len(count))
-        np.maximum.at(limit, tile, farthest)
-        # Triangles to tiles, tiles to the places in them.
-        left, right, top, bottom = self._box(triangles)
-        across = right - left + 1
-        which, k = _repeat(across * (bottom - top + 1))
-        tiles = (top[which] + k // across[which]) * self.columns + left[which] + k % across[which]
-        near = 1 / -_least(-triangles.inverse)
-        hit = near[which] < limit[tiles]
-        which, tiles = which[hit], tiles[hit]
-        pair, k = _repeat(count[tiles])
-        which, place = which[pair], order[start[tiles[pair]] + k]
-        u, v = triangles.u[which] - x[place, None], triangles.v[which] - y[place, None]
-        weights = np.stack([u[:, i] * v[:, j] - u[:, j] * v[:, i] for i, j in ((1, 2), (2, 0), (0, 1))], 1)
-        area = weights.sum(1)
-        inside = np.flatnonzero((_least(weights * np.sign(area)[:, None]) >= -1e-9) & (np.abs(area) > 1e-12))
-        inverse = (weights[inside] * triangles.inverse[which[inside]]).sum(1) / area[inside]
-        np.maximum.at(best, place[inside], inverse)
-        return best
-
-
-def _least(values: Float) -> Float:
-    """The least of three columns; far faster than `min(axis=1)`."""
-    return np.minimum(np.minimum(values[:, 0], values[:, 1]), values[:, 2])
-
-
-def _repeat(counts: Index) -> tuple[Index, Index]:
-    """Row i `counts[i]` times, and how many of the same came before."""
-    which = np.repeat(np.arange(len(counts)), counts)
-    return which, np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)

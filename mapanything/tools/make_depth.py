@@ -13,16 +13,20 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mapanything.cli.data import DEPTH, MAKE_DEPTH
 from mapanything.errors import InputError, run_command
 from mapanything.files import remove_stale_temporaries
 from mapanything.geometry import carla
-from mapanything.opv2v import depth_root, visibility
+from mapanything.geometry.types import Float
+from mapanything.opv2v import depth_root, fusion, visibility
 from mapanything.opv2v.depth import lidar_depth, write_depth_npy, write_depth_png
-from mapanything.opv2v.frame import read_frame
+from mapanything.opv2v.frame import Frame, read_frame
 from mapanything.opv2v.layout import LEADS_NOWHERE, PCD, YAML, DepthLayout, FrameKey, FramePaths, Selection, scan
 from mapanything.opv2v.pcd import read_pcd
 from mapanything.processes import holding_ctrl_c
@@ -42,10 +46,13 @@ class Work:
     suffixes: tuple[str, ...]
     overwrite: bool
     visibility: bool = True
+    fuse: bool = False
 
     @property
     def kind(self) -> depth_root.DepthRoot:
         """What the maps are."""
+        if self.fuse:
+            return depth_root.DepthRoot("fused", "visible", {"fusion": fusion.VERSION}, visibility.VERSION)
         if not self.visibility:
             return depth_root.DepthRoot("lidar", depth_root.PLAIN)
         return depth_root.DepthRoot("lidar", "visible", version=visibility.VERSION)
@@ -69,8 +76,8 @@ def make_depth(work: Work, key: FrameKey) -> tuple[int, str]:
         if not missing:
             return 0, ""
         remove_stale_temporaries(missing[0][1].parent)
-        points = read_pcd(paths.pcd).points
-        surface = visibility.sweep_surface(points) if work.visibility else None
+        points, surface = _sweep(paths.pcd) if work.visibility else (read_pcd(paths.pcd).points, None)
+        others = _others(paths, frame) if work.fuse else []
         for camera in frame.cameras:
             outputs = [path for c, path in missing if c is camera]
             if not outputs:
@@ -80,12 +87,31 @@ def make_depth(work: Work, key: FrameKey) -> tuple[int, str]:
                 depth = lidar_depth(points, camera, *size)
             else:
                 depth = visibility.visible_depth(points, pose, camera.cv_intrinsics, *size, surface)
+            if surface is not None and others:
+                moved = [(other, pose @ move) for other, move in others]
+                depth = fusion.fused_depth(depth, surface, pose, camera.cv_intrinsics, moved)
             for path in outputs:
                 (write_depth_npy if path.suffix == ".npy" else write_depth_png)(path, depth)
                 written += 1
     except InputError as error:
         return written, str(error)
     return written, ""
+
+
+@lru_cache(maxsize=8)  # with --fuse, every vehicle of a timestamp asks for all of them
+def _sweep(path: Path) -> tuple[NDArray[np.float32], visibility.Surface]:
+    points = read_pcd(path).points
+    return points, visibility.sweep_surface(points)
+
+
+def _others(paths: FramePaths, frame: Frame) -> list[tuple[visibility.Surface, Float]]:
+    """The surfaces of the other vehicles of a timestamp, chosen for this run or not."""
+    others = []
+    for folder in sorted(paths.folder.parent.iterdir()):
+        yaml, pcd = folder / paths.yaml.name, folder / paths.pcd.name
+        if folder.name != paths.key.agent and yaml.exists() and pcd.exists():
+            others.append(fusion.seen_from(_sweep(pcd)[1], frame, read_frame(yaml), paths.key.agent))
+    return others
 
 
 def _done(work: Work, key: FrameKey) -> bool:
@@ -132,9 +158,10 @@ def main() -> int:
     target = args.depth_root or DEPTH
     if target.is_symlink() and not target.exists():
         raise InputError(f"{target}: is a link to {os.readlink(target)}, which is not there; is the disk mounted?")
-    work = Work(
-        args.root, DepthLayout(target, args.depth_pattern), FORMATS[args.format], args.overwrite, args.visibility == "on"
-    )
+    if args.fuse and args.visibility == "off":
+        raise InputError("--fuse: what other vehicles know is believed only where it is seen; leave out --visibility off")
+    layout = DepthLayout(target, args.depth_pattern)
+    work = Work(args.root, layout, FORMATS[args.format], args.overwrite, args.visibility == "on", args.fuse)
 
     from tqdm import tqdm
 
@@ -151,6 +178,8 @@ def main() -> int:
                 problems.append(f"{folder.path}/{name}: has no {lacking}; restore it")
     problems += [f"{args.root}/{name}: {LEADS_NOWHERE}; is its disk mounted?" for name in broken]
     todo = [key for key in keys if not _done(work, key)]
+    if args.fuse:
+        todo.sort(key=lambda key: (key.split, key.scenario, key.frame))  # a process reads the vehicles of a timestamp once
     _check_space(work, len(todo))
     everything = selection(args) == Selection()
     removed = depth_root.claim(work.depth, work.kind, replace=work.overwrite and everything)

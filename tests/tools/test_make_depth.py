@@ -115,6 +115,23 @@ def test_what_the_camera_cannot_see_is_left_out_and_the_root_says_so(sample_root
     assert read(tmp_path / "plain").is_plain and read(tmp_path / "seen").method == "visible"
 
 
+def test_fused_maps_add_to_the_seen_ones(sample_root, tmp_path):
+    folder = next(scan(sample_root))
+    only = ("--scenario", folder.scenario, "--agent", folder.agent)
+    for name, *options in (("seen",), ("fused", "--fuse"), ("one", "--fuse", *only)):
+        done = run("--root", sample_root, "--depth-root", tmp_path / name, *options)
+        assert done.returncode == 0, done.stderr
+    added = 0
+    for path in (tmp_path / "seen").rglob("*.npy"):
+        name = path.relative_to(tmp_path / "seen")
+        seen, fused = read_depth(path), read_depth(tmp_path / "fused" / name)
+        assert np.array_equal(fused[seen > 0], seen[seen > 0])
+        added += (fused > 0).sum() - (seen > 0).sum()
+        if (tmp_path / "one" / name).exists():
+            assert np.array_equal(read_depth(tmp_path / "one" / name), fused)  # the others are asked, chosen or not
+    assert added > 0 and read(tmp_path / "fused").source == "fused" and any((tmp_path / "one").rglob("*.npy"))
+
+
 def test_maps_of_two_kinds_do_not_share_a_root(sample_root, tmp_path):
     arguments = ("--root", sample_root, "--depth-root", tmp_path / "d")
     assert run(*arguments, "--visibility", "off").returncode == 0
@@ -177,6 +194,7 @@ def test_killed_run_leaves_only_whole_files(sample_root, tmp_path):
         (["--frame", "1"], "no frame '1'"),
         (["--depth-root", __file__], "test_make_depth.py: is no folder"),
         (["--depth-root", f"{__file__}/x"], "test_make_depth.py: is no folder"),
+        (["--fuse", "--visibility", "off"], "leave out --visibility off"),
         (["--depth-pattern", "{frame}.npy"], "must use {scenario}, {agent}, {frame}, {camera}"),
     ],
 )

@@ -201,6 +201,8 @@ class Run:
         before, now = (stages.flatten({"train_params": c["train_params"]}) for c in (saved["config"], _plain(self.config)))
         notes = [note for note in stages.differences(before, now) if not note.startswith(HARMLESS)]
         notes += stages.differences(saved["layout"], self._layout())
+        if saved["data"]["train"].get("depth", self.data["train"]["depth"]) != self.data["train"]["depth"]:
+            notes.append("the depth maps")
         if saved["fingerprint"]["code_sha256"] != fingerprint()["code_sha256"]:
             notes.append("the code")
         if fresh and any(saved["optimizer"].values()):  # none before the first step
@@ -310,6 +312,7 @@ class Run:
             len(self.validate_feed.scenes) if self.validate_feed is not None else 0,
             *(self.process.world_size, "GPUs" if cuda else "CPU processes", sampler.budget, self.layout.accumulation, counts),
         )
+        log.info("depth labels: %s", self.train_feed.scenes.depth_kind or "of a kind that nobody knows")
         if self.layout.note:
             log.info("%s", self.layout.note)
 

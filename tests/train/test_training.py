@@ -48,6 +48,7 @@ def test_learns_and_writes_its_folder(tmp_path, data, capsys):
     assert list(out.glob("events.out.tfevents*"))
     manifest = json.loads((out / "manifest.json").read_text())["starts"]
     assert len(manifest) == 1 and manifest[0]["stage"] == 1 and manifest[0]["data"]["train"]["scenes"] == 4
+    assert manifest[0]["data"]["train"]["depth"]["source"] == "rendered"
     assert len(manifest[0]["environment"]["code_sha256"]) == 64
     assert compose_config([]).keys() >= {"dataset"} and "max_num_of_imgs_per_gpu: 4" in (out / "config.yaml").read_text()
     (found,) = runs.find_runs(tmp_path / "runs")

@@ -60,7 +60,7 @@ def typed() -> tuple[list[str], list[str]]:
 
 
 def words_after(task_name: str) -> int:
-    """How many words, before any option, follow a task's name on the command line."""
+    """Counts the words that, before any option, follow a task's name on the command line."""
     words = typed()[0]
     rest = words[words.index(task_name) + 1 :] if task_name in words else []
     return next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))
@@ -83,7 +83,7 @@ class TableTask(Task):
         super().__init__(body, name=command.name, positional=())
 
     def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
-        """Where Invoke learns the options."""
+        """The arguments that Invoke parses."""
         words = [option for option in self.options if option.kind == "word"]
         # Invoke insists on a word whose default is None, so one that may lack has another unless it is there.
         lacking = {option.name for option in words[words_after(self.name) :] if option.may_lack}

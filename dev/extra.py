@@ -21,7 +21,7 @@ def is_current() -> bool:
 
 
 def install() -> None:
-    """Raises InputError: pip is missing, or fails."""
+    """Runs pip. Raises InputError: it is missing, or fails."""
     if importlib.util.find_spec("pip") is None:
         raise InputError("this image leaves out pip and the tools of developers; use `docker compose run --rm test` or dev")
     if sys.prefix == sys.base_prefix:

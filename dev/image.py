@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dev.cli import IMAGE
 from mapanything.environment import IMAGE_FILE
@@ -39,7 +40,7 @@ LIST_CONTENTS = ROOT / "docker" / "build" / "fingerprint.py"
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What an image is made of."""
+    """The parts of an image."""
 
     image: str  # sha256:…, the digest of its configuration, which names every layer
     layers: list[str]
@@ -47,10 +48,10 @@ class Contents:
     files: dict[str, str]
 
 
-def docker(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+def docker(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Runs the docker client; its progress goes to stderr, its errors are the user's to read."""
     try:
-        done = subprocess.run(["docker", *arguments], cwd=ROOT, text=True, **options)  # type: ignore[call-overload]
+        done = subprocess.run(["docker", *arguments], cwd=ROOT, text=True, **options)
     except FileNotFoundError as error:
         raise InputError("docker is not installed; install Docker Engine with its buildx and compose plugins") from error
     if done.returncode:
@@ -59,7 +60,7 @@ def docker(*arguments: str, **options: object) -> subprocess.CompletedProcess[st
 
 
 def need_engine() -> None:
-    """Raises: InputError: no docker, or nobody answers it."""
+    """Asks for an engine. Raises InputError: no docker, or nobody answers it."""
     try:
         done = subprocess.run(["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, text=True)
     except FileNotFoundError as error:
@@ -70,7 +71,7 @@ def need_engine() -> None:
 
 
 def git(*arguments: str) -> str:
-    """What git says about this clone; nothing where it is none."""
+    """The answer of git about this clone; nothing where it is none."""
     try:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
     except FileNotFoundError:

@@ -52,7 +52,7 @@ def install(linters: tuple[str, ...] = LINTERS) -> tuple[Path | None, str]:
 
 
 def commands(folder: Path | None, has_docker: bool) -> dict[str, list[str] | None]:
-    """What to run for each check; None where its tool is not there."""
+    """The command of each check; None where its tool is not there."""
     scripts = [script for script in SCRIPTS if (ROOT / script).exists()]  # the image lacks some
     found = {script: ["bash", "-n", script] for script in scripts}
     compose = ["docker", "compose", "--file", COMPOSE, "--profile", "run", "config", "--quiet"]
@@ -70,7 +70,7 @@ def commands(folder: Path | None, has_docker: bool) -> dict[str, list[str] | Non
 
 
 def has_compose() -> bool:
-    """Whether the docker client has compose; it reads the file without an engine."""
+    """Says whether the docker client has compose; it reads the file without an engine."""
     return (
         shutil.which("docker") is not None
         and not subprocess.run(["docker", "compose", "version"], capture_output=True).returncode

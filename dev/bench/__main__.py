@@ -1,4 +1,4 @@
-"""How fast it is: `python -m dev.bench [data|model|train|results|viz|all]`.
+"""Measures how fast it is: `python -m dev.bench [data|model|train|results|viz|all]`.
 
 data: ratios against plain references in the same run. A figure is the median of several rounds in which both sides take
 turns, so that a machine whose speed drifts slows both. References are what one would write first: PyYAML's pure loader,
@@ -32,7 +32,7 @@ from mapanything.files import write_atomic
 
 
 def machine() -> dict[str, str]:
-    """What the figures were measured on."""
+    """The machine that the figures were measured on."""
     import torch
 
     cpu = next(
@@ -142,8 +142,8 @@ def bench_model(rounds: int) -> list[dict[str, Any]]:
     for case, measured in suite.measure_cpu(rounds):
         ratio = measured.reference_s / measured.cpu_s
         shown = with_spread(ratio, measured.spread)
-        print(f"{case.name:38}{measured.cpu_s:7.1f} s{measured.reference_s:8.1f} s{shown:>20}{case.upstream_s:8.1f} s"
-              f"{measured.peak_gib:7.1f} GiB{case.upstream_gib:6.1f} GiB", flush=True)  # fmt: skip
+        times = f"{measured.cpu_s:7.1f} s{measured.reference_s:8.1f} s{shown:>20}{case.upstream_s:8.1f} s"
+        print(f"{case.name:38}{times}{measured.peak_gib:7.1f} GiB{case.upstream_gib:6.1f} GiB", flush=True)
         rows.append(asdict(case) | asdict(measured) | {"ratio": ratio})
     if not torch.cuda.is_available():
         print("no GPU here: its rates were not measured")

@@ -1,4 +1,4 @@
-"""What `bench data` measures: index, clouds, loader, projection, check-data; each beside its plain reference."""
+"""The suite `bench data`: index, clouds, loader, projection, check-data; each beside its plain reference."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RESOLUTION = (518, 392)
 
 
 def measure(root: Path | None, rounds: int) -> tuple[list[Figure], str]:
-    """All figures and a word on the data they were measured on."""
+    """The figures, and a word on the data they were measured on."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, threads(1):  # per core: what one loader process has
         work = Path(folder)
         source = "generated" if root is None else "as given by --root"

@@ -1,4 +1,4 @@
-"""What `bench model` measures: the full-size networks with random weights, time and memory by number of views.
+"""The suite `bench model`: the full-size networks with random weights, time and memory by number of views.
 
 On a CPU, processor seconds per thread (wall time of a shared machine says little) and peak memory, each case in a process
 of its own. The reference runs in turns with ours and does what upstream does besides: its two dense geometric encoders run
@@ -157,7 +157,7 @@ def measure_cpu(repeats: int) -> Iterator[tuple[Case, Measured]]:
 
 
 def main(number: int, repeats: int) -> None:
-    """What `measure_cpu` runs in the other process."""
+    """Measures one case: `measure_cpu` runs it in a process of its own."""
     print(json.dumps(asdict(run_case(CASES[number], repeats))))
 
 

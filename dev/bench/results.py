@@ -1,4 +1,4 @@
-"""What `bench results` measures: comparing point clouds, and what the files cost that a scene is written to.
+"""The suite `bench results`: comparing point clouds, and what the files cost that a scene is written to.
 
     Chamfer, 2 x 200,000    both ways, against Open3D's own search with the points as they come
     BEV IoU                 against the cells as rows of np.unique, and as voxels of Open3D; the faster is the reference
@@ -37,7 +37,7 @@ SIZE = {"cuda": (518, 392), "cpu": (252, 196)}  # stage 1's, and a quarter of it
 
 
 def measure(rounds: int) -> tuple[list[Figure], str]:
-    """All figures, and a word on the network that they were measured with."""
+    """The figures, and a word on the network that they were measured with."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = "mapanything" if device.type == "cuda" else "mapanything_tiny"
     predicted, true = scans(POINTS)

@@ -1,4 +1,4 @@
-"""What `bench train` measures: the training step, and what a step pays besides computing: for data, loss and checkpoints.
+"""The suite `bench train`: the training step, and what a step pays besides computing: for data, loss and checkpoints.
 
 The step is training's own (memory/step.py runs it), forward, backward, clipping and update. On a GPU it
 is that of the full networks in all three stages; on a CPU, where nobody trains those, `mapanything_tiny` with small images
@@ -267,7 +267,7 @@ def one_pair(term: Poses, scene: Scene, i: int, j: int) -> Tensor:
 
 
 def one_view(scene: Scene, view: int) -> Scene:
-    """What a dense term sees of one view."""
+    """The part of a scene that a dense term sees of one view."""
 
     def of(side: Geometry) -> Geometry:
         return Geometry(*(getattr(side, field.name)[:, view : view + 1] for field in fields(side)))

@@ -1,4 +1,4 @@
-"""What `bench viz` measures: pictures of a million points, beside Open3D and Matplotlib as one would use them first.
+"""The suite `bench viz`: pictures of a million points, beside Open3D and Matplotlib as one would use them first.
 
 The last two lines are processor time of all threads together: no less than what a clock shows on an idle machine.
 """
@@ -23,19 +23,37 @@ SMALL_PICTURES = 200
 
 
 def measure(rounds: int) -> tuple[list[Figure], str]:
-    """All figures, and how the memory grew over many small pictures."""
+    """The figures, and how the memory grew over many small pictures."""
     view = chase_view(point_size=1.5)
     cloud, small, (queries, reference) = street(MILLION), street(MILLION // 10), pair()
     figures = [
-        compare("picture, 1 M points", lambda: render([cloud], view), "Open3D's Visualizer, plainly",
-                lambda: plain_open3d(cloud, view), 1.3, rounds),
-        compare("picture, 0.1 M points", lambda: render([small], view), "Matplotlib's 3D scatter",
-                lambda: matplotlib_scatter(small), 3, min(rounds, 3)),
-        compare("errors of 0.2 M points", lambda: nearest_distances(queries, reference), "Open3D in the order given",
-                lambda: plain_distances(queries, reference), 1.2, rounds),
+        compare(
+            "picture, 1 M points",
+            lambda: render([cloud], view),
+            "Open3D's Visualizer, plainly",
+            lambda: plain_open3d(cloud, view),
+            1.3,
+            rounds,
+        ),
+        compare(
+            "picture, 0.1 M points",
+            lambda: render([small], view),
+            "Matplotlib's 3D scatter",
+            lambda: matplotlib_scatter(small),
+            3,
+            min(rounds, 3),
+        ),
+        compare(
+            "errors of 0.2 M points",
+            lambda: nearest_distances(queries, reference),
+            "Open3D in the order given",
+            lambda: plain_distances(queries, reference),
+            1.2,
+            rounds,
+        ),
         alone("picture, 1 M, 1280x720", cloud, view, 500.0, rounds),
         alone("picture, 5 M, 1280x720", street(5 * MILLION), view, 2500.0, min(rounds, 3)),
-    ]  # fmt: skip
+    ]
     return figures, f"{growth_mb():+.1f} MB over {SMALL_PICTURES} small pictures"
 
 

@@ -161,7 +161,7 @@ class Command:
         return self.parser().parse_args(with_dashes(sys.argv[1:] if words is None else words))
 
     def task_options(self) -> tuple[Option, ...]:
-        """What a task of this name takes: the options, and those of its kinds, each once, with the kinds that have it."""
+        """The options of a task of this name: its own and those of its kinds, each once, with the kinds that have it."""
         if not self.kinds:
             return tuple(replace(option, help=option.task_text, default=None, otherwise="") for option in self.options)
         kind = word("kind", f"{', '.join(kind.name for kind in self.kinds)}; left out: {self.without}", nargs="?")

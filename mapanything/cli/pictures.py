@@ -23,7 +23,7 @@ def sequence_path(text: str) -> Path:
 
 
 def locate_file(text: str) -> str:
-    """As `from_caller` for a file's name; another word stays as it is."""
+    """Locates a file's name as `from_caller` does; another word stays as it is."""
     return from_caller(text) if Path(text).suffix else text
 
 

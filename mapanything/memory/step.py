@@ -120,7 +120,7 @@ def trace(config: DictConfig, shape: Shape, *, cuda: bool = True, amp: bool | No
         )
 
 
-def run_step(objective: nn.Module, views: list[dict[str, Any]], between: Callable[[], None] = lambda: None) -> None:
+def run_step(objective: nn.Module, views: list[Any], between: Callable[[], None] = lambda: None) -> None:
     """Forward and backward as train/loop.py does them; its names live as long as there."""
     loss, _terms, _outputs = objective(views)
     between()

@@ -32,7 +32,7 @@ from mapanything.tools.options import selection
 
 
 def options_from(arguments: argparse.Namespace) -> CheckOptions:
-    """What was asked, checked for what can be known before any work."""
+    """The options of the check, checked themselves for what can be known before any work."""
     if arguments.report:
         check_report_path(arguments.report)
     if arguments.write_exclude:

@@ -33,7 +33,7 @@ BEST = "checkpoint-best.pth"
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """How one stage trains the tiny network; rates are far above the real one's, which starts from learnt weights."""
+    """One stage of the tiny network's training; rates are far above the real one's, which starts from learnt weights."""
 
     epochs: int
     images: int
@@ -98,7 +98,7 @@ def sample_steps(work: Path, images: Path, depth: Path, few: bool, jobs: tuple[s
 
 
 def data_steps(work: Path, images: Path, jobs: tuple[str, ...]) -> list[Step]:
-    """What is done to any data set, generated or real. Each root's depth maps have a folder of their own."""
+    """The steps with any data set, generated or real. Each root's depth maps have a folder of their own."""
     depth = lidar_depth(work, images)
     report = work / "check.json"
     roots = ("--root", images, "--depth-root", depth)
@@ -117,15 +117,24 @@ def training_steps(work: Path, images: Path, depth: Path, few: bool) -> list[Ste
     cores = min(2, len(os.sched_getaffinity(0)))
     steps = []
     for number, (name, stage) in enumerate(zip(RUNS, STAGES, strict=True), 1):
-        arguments = (
-            *(f"stage=stage{number}", "model=mapanything_tiny", "resume=false"),
-            *(f"machine.opv2v_images_root={images}", f"machine.opv2v_depth_root={depth}"),
-            *(f"machine.root_experiments_dir={work / 'runs'}", "machine.num_workers=1"),
-            *("distributed.device=cpu", f"distributed.world_size={cores}", f"dataset.resolution=[{','.join(RESOLUTION)}]"),
-            *(f"train_params.max_num_of_imgs_per_gpu={stage.images}", f"train_params.lr={stage.lr:g}"),
-            *(f"train_params.epochs={1 if few else stage.epochs}", "train_params.print_every=100", *stage.overrides),
-        )
-        steps.append(Step(f"train stage {number}", "train.training", arguments, work / "runs" / name))
+        settings = {
+            "stage": f"stage{number}",
+            "model": "mapanything_tiny",
+            "resume": "false",
+            "machine.opv2v_images_root": images,
+            "machine.opv2v_depth_root": depth,
+            "machine.root_experiments_dir": work / "runs",
+            "machine.num_workers": 1,
+            "distributed.device": "cpu",
+            "distributed.world_size": cores,
+            "dataset.resolution": f"[{','.join(RESOLUTION)}]",
+            "train_params.max_num_of_imgs_per_gpu": stage.images,
+            "train_params.lr": f"{stage.lr:g}",
+            "train_params.epochs": 1 if few else stage.epochs,
+            "train_params.print_every": 100,
+        }
+        words = (*(f"{key}={value}" for key, value in settings.items()), *stage.overrides)
+        steps.append(Step(f"train stage {number}", "train.training", words, work / "runs" / name))
     return steps
 
 

@@ -50,7 +50,7 @@ class Row:
 
 
 def check_identity(found: Fingerprint) -> list[Row]:
-    """What a run's manifest will name; nothing here is good or bad."""
+    """The rows that a run's manifest will name; nothing here is good or bad."""
     commit = found["commit"][:12] if found["commit"] else "no commit known"
     commit += ", changed since" if found["dirty"] else ""
     rows = [Row("code", OK, f"{commit} (sha256 {found['code_sha256'][:12]})")]
@@ -171,7 +171,7 @@ def check_gpu(driver: str | None, ask: Callable[[], tuple[dict, str]] = lambda: 
 
 
 def check_docker(driver: str | None, has: Callable[[str], object] = shutil.which) -> list[Row]:
-    """Whether containers on this host get its GPUs; no row where there is no docker or no GPU."""
+    """Finds out whether containers on this host get its GPUs; no row where there is no docker or no GPU."""
     if driver is None or in_container() or not has("docker"):
         return []
     if has("nvidia-container-runtime-hook") or has("nvidia-ctk"):

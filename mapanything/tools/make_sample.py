@@ -36,7 +36,7 @@ def scenario_counts(text: str) -> int | tuple[int, ...]:
 
 
 def sample_options(args: argparse.Namespace) -> SampleOptions:
-    """Raises InputError: an option that makes no sense."""
+    """Reads the command line. Raises InputError: an option that makes no sense."""
     width, height = image_size(args.image_size)
     return SampleOptions(
         seed=args.seed,

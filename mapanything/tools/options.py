@@ -1,4 +1,4 @@
-"""What the tools make of options that several of them have: which part of the data, image sizes, devices."""
+"""Reads options that several tools have: which part of the data, image sizes, devices."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from mapanything.opv2v.layout import Selection
 
 
 def selection(args: argparse.Namespace) -> Selection:
-    """What --split, --scenario, --agent and --frame say. An id that starts with a dash is given as --agent=-1."""
+    """The selection of --split, --scenario, --agent and --frame. An id that starts with a dash is given as --agent=-1."""
 
-    def names(values: list[str]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(name.strip() for value in values for name in value.split(",") if name.strip()))
+    def names(given: list[str] | str | None) -> tuple[str, ...]:
+        if not isinstance(given, list):
+            return (given,) if given else ()
+        return tuple(dict.fromkeys(name.strip() for value in given for name in value.split(",") if name.strip()))
 
     return Selection(names(args.split), names(args.scenario), names(args.agent), names(args.frame))
 
@@ -59,7 +61,7 @@ def parse_devices(text: str) -> list[str]:
 
 
 def parse_device(text: str) -> str:
-    """As `parse_devices`, for what works on one: of several GPUs the first.
+    """The first of `parse_devices`, for what works on one.
 
     Raises:
         InputError: there is no such device; several.

@@ -1,4 +1,4 @@
-"""Does this machine compute what it should? Checks network or losses against stored references.
+"""Checks that this machine computes what it should: network or losses against stored references.
 
     python -m mapanything.tools.parity FILE...
 
@@ -28,7 +28,7 @@ MASK_TOLERANCE = 1e-3  # share of the pixels of a mask that may differ
 
 
 class Deviation(NamedTuple):
-    """How far one tensor is from its reference."""
+    """The distance of one tensor from its reference."""
 
     place: str
     deviation: float
@@ -106,7 +106,7 @@ def check_network(models: Mapping[str, Any], device: torch.device) -> Iterator[D
 
 
 def check_file(path: Path, device: torch.device) -> list[Deviation]:
-    """All deviations of a file; network or losses, whichever it holds.
+    """The deviations of a file; network or losses, whichever it holds.
 
     Raises:
         InputError: the file cannot be read or is of neither kind.

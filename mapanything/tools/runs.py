@@ -19,7 +19,7 @@ from mapanything.train.logs import LOCK, LOG, STATUS, read_log, read_status
 
 
 def find_runs(root: Path) -> list[dict[str, Any]]:
-    """All runs below a folder, by name; such as were put aside by --fresh too.
+    """Lists the runs below a folder, by name; such as were put aside by --fresh too.
 
     Raises:
         InputError: no such folder.
@@ -53,7 +53,7 @@ def describe(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float | None:
-    """What a damaged file may hold instead of a number is none."""
+    """The number, or None for what a damaged file may hold instead."""
     return value if isinstance(value, int | float) and abs(value) < 1e300 else None
 
 

@@ -21,7 +21,7 @@ KINDS = {"yaml": YAML, "pcd": PCD} | {f"camera{k}": bit for k, bit in enumerate(
 
 @dataclass(slots=True)
 class Total:
-    """What has been counted so far, of a scenario or a split."""
+    """The counts so far, of a scenario or a split."""
 
     scenarios: set[str] = field(default_factory=set)
     agents: int = 0

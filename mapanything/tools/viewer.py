@@ -19,15 +19,14 @@ from collections.abc import Sequence
 
 from mapanything.cli.pictures import VIEWER
 from mapanything.errors import run_command
-from mapanything.opv2v.layout import Selection
+from mapanything.tools.options import selection
 from mapanything.viewer.frames import Catalog
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = VIEWER.parse(argv)
     catalog = Catalog(args.root, args.predictions)
-    fields = {"splits": args.split, "scenarios": args.scenario, "agents": args.agent, "frames": args.frame}
-    start = catalog.first(Selection(**{name: (value,) for name, value in fields.items() if value}))
+    start = catalog.first(selection(args))
     if args.rrd is not None:
         from mapanything.viewer.recording import write_recording
 
@@ -59,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def address_lines(host: str, port: int) -> list[str]:
-    """Where the viewer is, and how it is reached from elsewhere."""
+    """The lines that say where the viewer is, and how it is reached from elsewhere."""
     everywhere = host in ("0.0.0.0", "::")
     shown = "localhost" if everywhere or host in ("127.0.0.1", "::1") else f"[{host}]" if ":" in host else host
     try:

@@ -1,4 +1,4 @@
-"""Which frame a command of `viz` means, and where its picture goes."""
+"""Finds the frame that a command of `viz` means, and puts its picture where it belongs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from mapanything.opv2v.layout import (
     YAML,
     AgentFolder,
     FrameKey,
-    Selection,
     agent_order,
     list_folders,
     scan,
@@ -29,6 +28,7 @@ from mapanything.pictures.picture import Picture
 from mapanything.pictures.render import View, chase_view
 from mapanything.pictures.scenes import AgentFrame, read_timestamp
 from mapanything.pictures.viewpoints import STYLE
+from mapanything.tools.options import selection
 
 MIN_RANGE = 60.0  # metres
 
@@ -50,11 +50,11 @@ class Timestamp:
         return self.folders[0].agent
 
     def frames(self) -> list[str]:
-        """Those the main agent has, in order of time."""
+        """The main agent's frames, in order of time."""
         return [name for name, has in self.folders[0].frames.items() if has & YAML]
 
     def agents(self) -> tuple[AgentFrame, ...]:
-        """Who is there, the main agent first. Raises InputError."""
+        """Reads those who are there, the main agent first. Raises InputError."""
         return read_timestamp(self.folders, self.main, self.frame)
 
 
@@ -64,13 +64,7 @@ def find_timestamp(args: argparse.Namespace) -> Timestamp:
     Raises:
         InputError: says which of split, scenario, agent or frame is not there.
     """
-    selection = Selection(
-        splits=(args.split,) if args.split else (),
-        scenarios=(args.scenario,) if args.scenario else (),
-        agents=(args.agent,) if args.agent else (),
-        frames=(args.frame,) if args.frame else (),
-    )
-    for main in scan(args.root, selection):
+    for main in scan(args.root, selection(args)):
         chosen = [name for name, has in main.frames.items() if has & YAML]
         if chosen:
             break

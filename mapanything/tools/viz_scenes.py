@@ -151,7 +151,7 @@ def files_picture(args: argparse.Namespace) -> Picture:
 
 
 def _whereabouts(points: NDArray[np.floating], near: NDArray[np.bool_]) -> str:
-    """Of a cloud that is hardly to be seen, why: in a world's coordinates it is far from the origin."""
+    """Says why a cloud is hardly to be seen: in a world's coordinates it is far from the origin."""
     if not len(points):
         return "has no points"
     far = math.ceil(float(np.quantile(np.abs(points[:, [0, 2]]).max(axis=1), 0.9)))

@@ -56,7 +56,7 @@ def sequence(args: argparse.Namespace) -> int:
 
 
 def chosen_frames(have: list[str], text: str | None, where: Path) -> list[str]:
-    """Those of the frames that `a-b` or `a,b` names; all without a text.
+    """The frames that `a-b` or `a,b` names; all without a text.
 
     Raises:
         InputError: a named frame, or all of a range, is not `where` they come from; there is none at all.

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,11 +19,11 @@ VARIABLES = ("OPV2V_", "HOST_", "TORCH_VARIANT", "MAPANYTHING_", "EXPERIMENTS", 
 VARIABLES += ("TENSORBOARD_", "CUDA_VISIBLE_DEVICES")
 
 
-def docker(*arguments: str, timeout_s: float = 300, **options: object) -> subprocess.CompletedProcess[str]:
+def docker(*arguments: str, timeout_s: float = 300, **options: Any) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(VARIABLES)}
     return subprocess.run(
         ["docker", *arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=timeout_s, **options
-    )  # type: ignore[call-overload]
+    )
 
 
 @pytest.fixture(scope="session")

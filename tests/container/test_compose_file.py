@@ -6,7 +6,6 @@ import re
 
 import pytest
 import yaml
-from invoke import Collection
 
 import tasks
 
@@ -25,9 +24,9 @@ def reserves_gpu(service: dict) -> bool:
 def test_service_is_the_task_of_its_name(name: str) -> None:
     command = SERVICES[name]["entrypoint"][len(["tini", "-s", "--", "entrypoint"]) :]
     if name in NO_TASKS:
-        assert name not in Collection.from_module(tasks).tasks
+        assert name not in tasks.namespace.tasks
     else:
-        assert name in Collection.from_module(tasks).tasks
+        assert name in tasks.namespace.tasks
         assert command == [name]
 
 

@@ -45,9 +45,10 @@ def sample(_: Path, out: Path) -> list[str]:
     return module("tools.make_sample", "--output", out / "sample", "--jobs", 1)
 
 
-@pytest.mark.parametrize("tool", [make_depth, report, pytest.param(sample, marks=pytest.mark.faults(long=True)),
-                                  *(pytest.param(tool, marks=pytest.mark.faults(long=True)) for tool in (infer, evaluate))],
-                         ids=lambda tool: tool.__name__)  # fmt: skip
+LONG = [pytest.param(tool, marks=pytest.mark.faults(long=True)) for tool in (sample, infer, evaluate)]
+
+
+@pytest.mark.parametrize("tool", [make_depth, report, *LONG], ids=lambda tool: tool.__name__)
 def test_read_only(tool, checkpoint, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -109,9 +110,7 @@ def test_a_flipped_bit_in_the_weights(tool, tmp_path):
     assert not out.exists() or not list(out.iterdir())
 
 
-@pytest.mark.parametrize("tool", [make_depth, report, *(pytest.param(tool, marks=pytest.mark.faults(long=True))
-                                                       for tool in (infer, evaluate, sample))],
-                         ids=lambda tool: tool.__name__)  # fmt: skip
+@pytest.mark.parametrize("tool", [make_depth, report, *LONG], ids=lambda tool: tool.__name__)
 def test_full_disk(tool, checkpoint, tmp_path):
     """A disk too small for the result: said before or when it is full."""
     out = tmp_path / "out"

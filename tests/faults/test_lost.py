@@ -162,11 +162,11 @@ def taken(folder: Path) -> Iterator[None]:
 
 def test_second_infer_and_evaluate_in_one_folder_refuse(checkpoint, tmp_path):
     root, out = TESTS / "fixtures" / "sample_opv2v" / "opv2v_images", tmp_path / "out"
+    depth = root.parent / "opv2v_depth"
     commands = {
         infer: ["--checkpoint", checkpoint, "--resolution", "84", "42", "--limit", 1],
-        evaluate: ["--models", f"a={checkpoint}", "--resolution", "70", "42", "--depth-root", root.parent / "opv2v_depth",
-                   "--overwrite"],
-    }  # fmt: skip
+        evaluate: ["--models", f"a={checkpoint}", "--resolution", "70", "42", "--depth-root", depth, "--overwrite"],
+    }
     for tool, arguments in commands.items():
         with taken(out), pytest.raises(InputError, match="another run is writing here; wait for it"):
             tool.main([*map(str, arguments), "--root", str(root), "--out", str(out), "--device", "cpu"])

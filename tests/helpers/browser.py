@@ -25,12 +25,24 @@ from PIL import Image
 from websockets.sync.client import ClientConnection, connect
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
-OPTIONS = (
-    *("--headless", "--no-sandbox", "--no-first-run", "--remote-debugging-port=0", "--disable-dev-shm-usage"),
-    *("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-quic", "--hide-scrollbars"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-default-apps"),
-    *("--disable-backgrounding-occluded-windows", "--disable-renderer-backgrounding", "--password-store=basic"),
-)
+OPTIONS = [
+    "--headless",
+    "--no-sandbox",
+    "--no-first-run",
+    "--remote-debugging-port=0",
+    "--disable-dev-shm-usage",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--disable-quic",
+    "--hide-scrollbars",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-default-apps",
+    "--disable-backgrounding-occluded-windows",
+    "--disable-renderer-backgrounding",
+    "--password-store=basic",
+]
 START_S = 30.0
 ANSWER_S = 60.0
 

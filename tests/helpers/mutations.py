@@ -8,8 +8,25 @@ import struct
 from collections.abc import Sequence
 
 EDGE = 600  # bytes at both ends of a file, where headers and tables of contents lie: half of all places
-NUMBERS = [b"0", b"-1", b"1", b"3", b"1e999", b"-1e308", b"1e-400", b"NaN", b".nan", b"Infinity", b"4294967296", b"99999999",
-           b"1" + b"0" * 400, b"9" * 5000, b"0x7f", b"1_0", b"007"]  # fmt: skip
+NUMBERS = [
+    b"0",
+    b"-1",
+    b"1",
+    b"3",
+    b"1e999",
+    b"-1e308",
+    b"1e-400",
+    b"NaN",
+    b".nan",
+    b"Infinity",
+    b"4294967296",
+    b"99999999",
+    b"1" + b"0" * 400,
+    b"9" * 5000,
+    b"0x7f",
+    b"1_0",
+    b"007",
+]
 WORDS = [b"null", b'"x"', b"[]", b"{}", b"true", b"~", b'""', b"[[1]]", b"\xff\xfe", b"\0", b"..", b"/", b"[" * 3000]
 WHOLE = [struct.pack("<I", n) for n in (0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)] + [struct.pack("<q", -1)]
 

@@ -133,7 +133,9 @@ def test_several_devices_stop_at_what_stops_one(checkpoint: Path, tmp_path: Path
     target.write_text("a file")
     done = subprocess.run(
         [sys.executable, "-m", "mapanything.tools.infer", *command(checkpoint, tmp_path / "out", "--device", "cpu,cpu")],
-        **{"cwd": REPOSITORY, "capture_output": True, "text": True},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and str(target) in done.stderr, done.stderr
 
@@ -143,7 +145,9 @@ def test_killed_process_of_a_device_is_said_and_what_is_written_is_whole(checkpo
     arguments = command(checkpoint, tmp_path / "out", "--device", "cpu,cpu")
     process = subprocess.Popen(
         [sys.executable, "-m", "mapanything.tools.infer", *arguments],
-        **{"cwd": REPOSITORY, "stderr": subprocess.PIPE, "text": True},
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     workers: list[int] = []
     while len(workers) < 2 and process.poll() is None:
@@ -160,7 +164,10 @@ def test_killed_process_of_a_device_is_said_and_what_is_written_is_whole(checkpo
 def test_interrupted_is_one_line(checkpoint: Path, tmp_path: Path, devices: str):
     process = subprocess.Popen(
         [sys.executable, "-m", "mapanything.tools.infer", *command(checkpoint, tmp_path / "out", "--device", devices)],
-        **{"cwd": REPOSITORY, "stderr": subprocess.PIPE, "text": True, "start_new_session": True},
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     while not list((tmp_path / "out").rglob("*.npy")) and process.poll() is None:
         time.sleep(0.005)
@@ -250,7 +257,9 @@ def test_command_line_says_it_in_one_line(checkpoint: Path, tmp_path: Path):
     arguments = command(checkpoint, tmp_path / "out", "--frame", "000001")
     done = subprocess.run(
         [sys.executable, "-m", "mapanything.tools.infer", *arguments],
-        **{"cwd": REPOSITORY, "capture_output": True, "text": True},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ")
 

@@ -112,7 +112,8 @@ def test_what_the_camera_cannot_see_is_left_out_and_the_root_says_so(sample_root
         assert np.array_equal(seen[seen > 0], plain[seen > 0]) and (seen > 0).sum() > 0.5 * (plain > 0).sum()
         fewer += (plain > 0).sum() - (seen > 0).sum()
     assert fewer > 0
-    assert read(tmp_path / "plain").is_plain and read(tmp_path / "seen").method == "visible"
+    plain_root, seen_root = read(tmp_path / "plain"), read(tmp_path / "seen")
+    assert plain_root and plain_root.is_plain and seen_root and seen_root.method == "visible"
 
 
 def test_fused_maps_add_to_the_seen_ones(sample_root, tmp_path):
@@ -142,7 +143,8 @@ def test_maps_of_two_kinds_do_not_share_a_root(sample_root, tmp_path):
     assert all(path.read_bytes() == data for path, data in before.items())
     done = run(*arguments, "--overwrite")
     assert done.returncode == 0 and f"{len(before)} maps of another kind removed" in done.stdout
-    assert read(tmp_path / "d").method == "visible" and len(list((tmp_path / "d").rglob("*.npy"))) == len(before)
+    made = read(tmp_path / "d")
+    assert made and made.method == "visible" and len(list((tmp_path / "d").rglob("*.npy"))) == len(before)
 
 
 def test_a_second_run_makes_only_what_is_missing(sample_root, tmp_path):

@@ -1,4 +1,4 @@
-"""Which scenes make which batch: one number of views per step, no scene dropped or seen twice, resumable at every step.
+"""Puts scenes into batches: one number of views per step, no scene dropped or seen twice, resumable at every step.
 
 A *step* is what one update of the weights sees, on all ranks together. It is cut in `num_shards` = world size × accumulation
 parts; a rank gets `accumulation` of them, one after the other. Everything follows from (seed, epoch, num_shards), so four

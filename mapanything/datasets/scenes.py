@@ -46,7 +46,7 @@ Scene = tuple[int, tuple[int, ...]]  # number of the split's index, rows of the 
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """Which samples a data set makes, and how.
+    """The samples that a data set makes, and how.
 
     Attributes:
         split: one of OPV2V's, or several; None: all that are there.
@@ -137,7 +137,7 @@ class CoopOptions(SceneOptions):
 
 
 class OPV2VScenes(Dataset):
-    """Which agent-frames can be used, and how their cameras become views: common to both data sets.
+    """Agent-frames that can be used, whose cameras become views: common to both data sets.
 
     Args:
         root: image root. depth_root: depth root; None: no depth, every valid_mask is empty.
@@ -302,7 +302,7 @@ class OPV2VScenes(Dataset):
     def _agents(
         self, index: int, rows: tuple[int, ...], num_views: int, rng: np.random.Generator
     ) -> list[tuple[int, list[int]]]:
-        """Which cameras of which rows make the sample, the main agent first."""
+        """The rows and their cameras that make the sample, the main agent first."""
         raise NotImplementedError
 
     def _pick(self, index: int, row: int, count: int, rng: np.random.Generator) -> list[int]:

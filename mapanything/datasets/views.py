@@ -1,4 +1,4 @@
-"""From a camera's image, depth and matrices to one view of a training sample, at the size the network wants.
+"""Makes a camera's image, depth and matrices one view of a training sample, at the size the network wants.
 
 What changes an image changes its intrinsics here, in one place (`Framing`). A view's entries are MapAnything's, plus who
 took it. Random choices come from the generator that is passed in, never from global state.
@@ -64,7 +64,7 @@ class View(Framed):
 
 @dataclass(frozen=True, slots=True)
 class Framing:
-    """How an image (w, h) becomes (W, H): resized to `resized`, then cropped at `left`, `top`.
+    """The way of an image (w, h) to (W, H): resized to `resized`, then cropped at `left`, `top`.
 
     The resize keeps the aspect up to rounding and covers the target; the crop puts the principal point as near to the
     middle as whole pixels allow.
@@ -221,7 +221,7 @@ def make_view(
 
 
 def _mask_target(valid: Tensor, rendered: bool, reach: float | None) -> tuple[Tensor, Tensor]:
-    """Where a surface is, and where that is known, (H, W) bool each.
+    """Pixels with a surface, and pixels where that is known, (H, W) bool each.
 
     Where a rendered map knows no depth there is sky; where a LiDAR's knows none there is just no laser point. Nor is a beam
     that came back from nothing sky: it reaches 120 m, and looks up by 2 degrees (docs/losses.md).

@@ -58,7 +58,7 @@ def write_depth_png(path: Path, depth: NDArray[np.float32]) -> None:
 
 
 def is_dense(depth: NDArray[np.float32]) -> bool:
-    """Whether a map (H, W) knows surfaces as a renderer does, whatever share of it is sky, or the dots of a LiDAR's lines.
+    """True for a map (H, W) of surfaces as a renderer knows them, whatever share of it is sky; not a LiDAR's dots.
 
     Lines have gaps between them: at an image's full size, a dot hardly ever has a known pixel right above it (up to 3 % do,
     against 97 % in rendered maps). Every fourth column is enough to see it.

@@ -25,7 +25,7 @@ class Excluded:
     entries: frozenset[tuple[str, ...]] = frozenset()
 
     def contains(self, key: FrameKey) -> bool:
-        """Whether the agent-frame is excluded, by itself or with its agent or scenario."""
+        """True if the agent-frame is excluded, by itself or with its agent or scenario."""
         if not self.entries:
             return False
         parts = (_ALIASES.get(key.split, key.split), key.scenario, key.agent, key.frame)

@@ -1,4 +1,4 @@
-"""Where every file of an OPV2V data set is: `{root}/{split}/{scenario}/{agent}/{frame}.yaml|.pcd|_camera{0..3}.png`.
+"""The places of an OPV2V data set's files: `{root}/{split}/{scenario}/{agent}/{frame}.yaml|.pcd|_camera{0..3}.png`.
 
 One `os.scandir` per folder gives everything: no file is opened here. Agents of a scenario may have different frame lists;
 nothing in this file assumes otherwise. Depth maps lie in a second root of the same shape (`DepthLayout`).
@@ -135,7 +135,7 @@ def broken_links(root: Path, *parts: str, only: Iterable[str] = ()) -> list[str]
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder is there; InputError where that can't be seen (no permission, a name too long)."""
+    """True if a folder is there; InputError where that can't be seen (no permission, a name too long)."""
     try:
         return path.is_dir()
     except OSError as error:
@@ -257,7 +257,7 @@ DEPTH_PATTERN = "{split}/{scenario}/{agent}/{frame}_camera{camera}_depth.npy"
 
 @dataclass(frozen=True, slots=True)
 class DepthLayout:
-    """Where depth maps are. `pattern` may name .npy files, 16-bit .png files or OPV2V-H's `{frame}_depth{camera}.png`."""
+    """The places of depth maps. `pattern` may name .npy files, 16-bit .png files or OPV2V-H's `{frame}_depth{camera}.png`."""
 
     root: Path
     pattern: str = DEPTH_PATTERN

@@ -77,7 +77,7 @@ def decode_pcd(data: bytes, path: Path) -> PointCloud:
 
 
 def check_body(data: bytes, header: PcdHeader, path: Path) -> None:
-    """Whether the points are as many as the header promises, without reading a number; reading has the same rule.
+    """Checks that the points are as many as the header promises, without reading a number; reading has the same rule.
 
     The last row of an ascii cloud may lack its line end, and zero bytes may follow the points: programs that write into
     mapped memory leave those, up to the end of a page.

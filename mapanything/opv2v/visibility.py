@@ -1,4 +1,4 @@
-"""Which returns of a LiDAR's sweep a camera sees, though it stands elsewhere: in OPV2V up to 3 m ahead and 0.9 m lower.
+"""Finds returns of a LiDAR's sweep that a camera sees, though it stands elsewhere: in OPV2V up to 3 m ahead and 0.9 m lower.
 
 A return hides what lies behind it only together with its neighbours, so the sweep is made a surface: triangles between the
 scan lines, where three returns belong to one surface. Where they do not, the nearer one's surface is carried on towards the
@@ -36,7 +36,7 @@ _TURN = 8.0  # more than a circle: keys of lines do not mix
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Surface:
-    """What a sweep knows of surfaces, in its own frame.
+    """Surfaces as a sweep knows them, in its own frame.
 
     Attributes:
         points: (N, 3) returns, metres.
@@ -73,7 +73,7 @@ def hidden_labels(
     pixels: tuple[Index, Index],
     depth: NDArray[np.floating],
 ) -> Bools:
-    """Which labels a camera can't see, or can't be told to see.
+    """Labels that a camera can't see, or can't be told to see.
 
     Args:
         camera_from_points: (4, 4) from the surface's frame to the camera, OpenCV.
@@ -133,7 +133,7 @@ def visible_returns(
     height: int,
     surface: Surface | None = None,
 ) -> Bools:
-    """Which returns (N,) the camera sees: those in its image that `visible_depth` would keep, alone in their pixel."""
+    """Returns (N,) that the camera sees: those in its image that `visible_depth` would keep, alone in their pixel."""
     pose, k = np.asarray(camera_from_points, np.float64), np.asarray(intrinsics, np.float64)
     seen = np.zeros(len(points), bool)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -206,7 +206,7 @@ def _turn(angle: Float) -> Float:
 
 
 def _strips(sweep: _Sweep) -> tuple[Index, Index, Index]:
-    """For every return the one before it in its line, and the last ones at or before its azimuth in the line below and above.
+    """Neighbours of every return: the one before it in its line, the last at or before its azimuth in those below and above.
 
     Together with the return itself these are triangles, which fill the strips between the lines. -1: there is no such line.
     """
@@ -226,7 +226,7 @@ def _strips(sweep: _Sweep) -> tuple[Index, Index, Index]:
 
 
 def _nearest(sweep: _Sweep, at: Index, after: Index) -> Index:
-    """Of the returns at and after it in another line, the one nearer in azimuth, if within a degree; else -1."""
+    """The nearer in azimuth of the returns at and after it in another line, if within a degree; else -1."""
     following = after[at]
     away, away_following = (np.abs(_turn(sweep.azimuth[k] - sweep.azimuth)) for k in (at, following))
     nearest = np.where(away_following < away, following, at)
@@ -241,7 +241,7 @@ def _surface(sweep: _Sweep, before: Index, below: Index, above: Index) -> Surfac
     after[before] = np.arange(len(before))
 
     def slope(other: Index, angle: Float, least: float, reach: float) -> Float:
-        """Of the inverse range over the angle, towards `other`; NaN unless the same holds one return farther."""
+        """The slope of the inverse range over the angle, towards `other`; NaN unless the same holds one return farther."""
         step = _turn(angle[other] - angle)
         one = np.where((other >= 0) & (np.abs(step) > least), (q[other] - q) / step, np.nan)
         return np.where(np.abs(one - one[other]) * np.minimum(np.abs(step), reach) < allowed, one, np.nan)
@@ -252,7 +252,7 @@ def _surface(sweep: _Sweep, before: Index, below: Index, above: Index) -> Surfac
         back, ahead = slope(before, azimuth, 1e-6, 0.005), slope(after, azimuth, 1e-6, 0.005)
 
         def joined(a: Index, b: Index, angle: Float, slope_a: Float, slope_b: Float) -> Bools:
-            """Whether two returns lie on one surface; `slope_a` is a's on its side away from b."""
+            """True for two returns on one surface; `slope_a` is a's on its side away from b."""
             step, rise, limit = _turn(angle[b] - angle[a]), q[b] - q[a], np.minimum(allowed[a], allowed[b])
             on = (np.abs(sweep.range[a] - sweep.range[b]) < STEP) | (np.abs(rise) < limit)
             on |= (np.abs(rise - slope_a[a] * step) < limit) | (np.abs(rise - slope_b[b] * step) < limit)

@@ -47,7 +47,7 @@ SAME_PLACE = 1e-3  # metres between two agents' entries of one vehicle; 0 in the
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Where the data are and how deep to look."""
+    """The data to look at, and how deep."""
 
     root: Path
     depth: DepthLayout | None
@@ -330,7 +330,7 @@ def _depth_differs(depth: NDArray[np.float32], camera: Camera, cloud: PointCloud
 
 
 def _hits_vehicles(frame: Frame, points: NDArray[np.float32]) -> bool:
-    """Whether the cloud holds points of enough listed vehicles: a vehicle is listed because the LiDAR hit it."""
+    """True if the cloud holds points of enough listed vehicles: a vehicle is listed because the LiDAR hit it."""
     if len(frame.vehicles) < MIN_VEHICLES:
         return True
     allowed = max(1, int(len(frame.vehicles) * (1 - MIN_HIT_SHARE)))
@@ -358,7 +358,7 @@ def _count_misses(frame: Frame, points: NDArray[np.float32], stop_after: int) ->
 
 
 def _is_hit(lidar_from_box: NDArray[np.float64], half_size: NDArray[np.float64], points: NDArray[np.float32]) -> bool:
-    """Whether a point (UE axes) lies in a box (OpenCV axes)."""
+    """True if a point (UE axes) lies in a box (OpenCV axes)."""
     x, _, z = lidar_from_box[:3, 3].astype(np.float32)  # OpenCV: x is right, z is forward
     reach = np.float32(np.linalg.norm(half_size))
     near = np.flatnonzero(np.abs(points[:, 0] - z) <= reach)

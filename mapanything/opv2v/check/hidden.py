@@ -27,7 +27,7 @@ GROUND_CLEARANCE = 0.3
 
 @dataclass(slots=True)
 class Labels:
-    """How many labels were looked at, how many of them lie behind a vehicle, and the map with the largest share of those."""
+    """Numbers of labels that were looked at and that lie behind a vehicle, and the map with the largest share of those."""
 
     count: int = 0
     hidden: int = 0
@@ -74,7 +74,7 @@ def count_hidden(depth: NDArray[np.float32], camera: Camera, vehicles: list[Vehi
 
 
 def _is_behind(points: Float, length: Float, box_from_camera: Float, half: Float) -> NDArray[np.bool_]:
-    """Whether points (N, 3) of a camera, `length` (N,) away, lie behind the core of a box (OpenCV axes: y is down)."""
+    """True for points (N, 3) of a camera, `length` (N,) away, that lie behind the core of a box (OpenCV axes: y is down)."""
     origin, ends = box_from_camera[:3, 3], transform(box_from_camera, points)
     enter, leave = _crossing(origin, ends, -half, half)
     width, height, depth = half
@@ -88,7 +88,7 @@ def _is_behind(points: Float, length: Float, box_from_camera: Float, half: Float
 
 
 def _crossing(origin: Float, ends: Float, low: Float, high: Float) -> tuple[Float, Float]:
-    """Where the ways `origin` (3,) -> `ends` (N, 3) enter and leave a box, in parts of their length; missed: enter > leave."""
+    """Parts of the ways `origin` (3,) -> `ends` (N, 3) at which they enter and leave a box; missed: enter > leave."""
     with np.errstate(divide="ignore", invalid="ignore"):
         a, b = (low - origin) / (ends - origin), (high - origin) / (ends - origin)
     return np.nanmax(np.minimum(a, b), axis=1), np.nanmin(np.maximum(a, b), axis=1)

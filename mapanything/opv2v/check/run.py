@@ -48,7 +48,7 @@ class CheckOptions:
     progress: bool | None = None
 
     def as_given(self) -> dict[str, Any]:
-        """For the report: what decides the result; not the number of processes."""
+        """Options that decide the result, for the report; not the number of processes."""
         selection = self.selection
         return {
             "root": str(self.root),

@@ -30,7 +30,7 @@ from mapanything.opv2v.sample.writer import (
     TESTS_ONLY,
     SampleOptions,
     intrinsics,
-    plan,
+    scenarios_of,
     street_of,
     write_sample,
 )
@@ -71,7 +71,7 @@ def digests(output: Path) -> dict[str, str]:
 
 
 def test_tree_is_complete_and_named_as_opv2v(sample: Path) -> None:
-    (scenario,) = plan(OPTIONS)
+    (scenario,) = scenarios_of(OPTIONS)
     folders = list(scan(sample / IMAGES))
     assert [folder.agent for folder in folders] == ["641", "650", "659"]
     first = scenario.first_frame
@@ -114,6 +114,7 @@ def test_extrinsic_agrees_with_poses_and_rig(sample: Path) -> None:
     for key in keys(sample):
         frame = read_frame(FramePaths(sample / IMAGES, key).yaml)
         for camera in frame.cameras:
+            assert camera.extrinsic is not None
             np.testing.assert_allclose(carla.cv_from_ue(camera.extrinsic), camera.camera_from_lidar, atol=1e-9)
             in_ego = invert(frame.world_from_ego) @ camera.world_from_camera
             np.testing.assert_allclose(in_ego[:3, 3], carla.cv_points(rig[camera.index]), atol=1e-4)
@@ -137,7 +138,9 @@ def test_agents_are_synchronous_and_move_as_fast_as_they_say(sample: Path) -> No
             place = seen.setdefault((key.frame, number), vehicle["location"])
             assert place == vehicle["location"]
     for agent in ("641", "650", "659"):
-        now, after = (read_yaml(sample / IMAGES / "train" / plan(OPTIONS)[0].name / agent / f"{f}.yaml") for f in frames)
+        now, after = (
+            read_yaml(sample / IMAGES / "train" / scenarios_of(OPTIONS)[0].name / agent / f"{f}.yaml") for f in frames
+        )
         way = np.linalg.norm(np.subtract(after["true_ego_pos"][:3], now["true_ego_pos"][:3]))
         assert way * 36.0 == pytest.approx(now["ego_speed"], abs=0.05)
     assert any(number in (641, 650, 659) for _, number in seen)
@@ -154,7 +157,7 @@ def points_in_boxes(frame: Frame, points: np.ndarray, boxes: list[tuple[np.ndarr
 
 
 def test_exactly_the_listed_vehicles_hold_lidar_points(sample: Path) -> None:
-    (scenario,) = plan(OPTIONS)
+    (scenario,) = scenarios_of(OPTIONS)
     street = street_of(OPTIONS.seed, scenario)
     for key in keys(sample):
         paths = FramePaths(sample / IMAGES, key)
@@ -188,7 +191,7 @@ def test_cloud_is_like_a_real_one(sample: Path) -> None:
 
 
 def test_lidar_ground_points_lie_on_the_scenes_plane(sample: Path) -> None:
-    street = street_of(OPTIONS.seed, plan(OPTIONS)[0])
+    street = street_of(OPTIONS.seed, scenarios_of(OPTIONS)[0])
     for key in keys(sample):
         paths = FramePaths(sample / IMAGES, key)
         frame, cloud = read_frame(paths.yaml), read_pcd(paths.pcd)
@@ -240,13 +243,14 @@ def reference_depth(ray_origin: np.ndarray, ray: np.ndarray, solids: list[list[t
 
 
 def test_depth_agrees_with_a_slow_ray_caster(sample: Path) -> None:
-    street, (scenario,) = street_of(OPTIONS.seed, plan(OPTIONS)[0]), plan(OPTIONS)
+    street, (scenario,) = street_of(OPTIONS.seed, scenarios_of(OPTIONS)[0]), scenarios_of(OPTIONS)
     rng = np.random.default_rng(0)
     checked = 0
     for key in keys(sample)[::2]:
         frame = read_frame(FramePaths(sample / IMAGES, key).yaml)
         world = street.solids((int(key.frame) - scenario.first_frame) // 2).without(int(key.agent))
-        solids = [[tuple(plane) for plane in world.planes[a:b].tolist()] for a, b in zip(world.first[:-1], world.first[1:])]
+        planes = np.split(world.planes, np.cumsum(world.sizes)[:-1])
+        solids = [[tuple(plane) for plane in one.tolist()] for one in planes]
         for camera in frame.cameras:
             depth = depth_of(sample, key, camera.index)
             directions = rays(camera.cv_intrinsics, *depth.shape)
@@ -331,7 +335,7 @@ def test_ctrl_c_is_one_line(tmp_path: Path) -> None:
 def test_overwrite_replaces_only_what_was_generated(tmp_path: Path) -> None:
     output = tmp_path / "out"
     write_sample(output, TINY)
-    name = plan(TINY)[0].name
+    name = scenarios_of(TINY)[0].name
     foreign = output / IMAGES / "train" / name / "641" / "notes.txt"
     foreign.write_text("mine")
     stranger = output / IMAGES / "train" / "2021_08_16_22_26_54" / "641" / "000069.yaml"

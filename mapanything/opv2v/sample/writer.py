@@ -8,32 +8,29 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mapanything.errors import InputError
 from mapanything.files import read_json, write_atomic
 from mapanything.geometry import carla
+from mapanything.geometry.types import Floats
 from mapanything.opv2v import depth_root
 from mapanything.opv2v.layout import NUM_CAMERAS, SPLITS, TESTS_ONLY, DepthLayout, FrameKey, FramePaths
-from mapanything.opv2v.sample.files import encode_pcd, encode_png, encode_yaml
-from mapanything.opv2v.sample.protocol import data_protocol
-from mapanything.opv2v.sample.render import pinhole_rays, render
-from mapanything.opv2v.sample.scene import Street, make_street
-from mapanything.opv2v.sample.sensors import CAMERAS, LIDAR, frame_data, mounted, scan
-from mapanything.opv2v.sample.texture import textures
+from mapanything.opv2v.sample.files import data_protocol, encode_pcd, encode_png, encode_yaml, frame_data
+from mapanything.opv2v.sample.sensors import CAMERAS, LIDAR, mounted, pinhole_rays, render, scan
+from mapanything.opv2v.sample.street import Street, make_street
+from mapanything.opv2v.sample.textures import textures
 from mapanything.processes import holding_ctrl_c
 
 IMAGES, DEPTH = "opv2v_images", "opv2v_depth"
@@ -86,8 +83,7 @@ class SampleOptions:
         return (self.scenarios,) * len(self.splits) if isinstance(self.scenarios, int) else self.scenarios
 
 
-@dataclass(frozen=True, slots=True)
-class ScenarioPlan:
+class Scenario(NamedTuple):
     """One scenario's names, decided before anything is drawn."""
 
     split: str
@@ -95,30 +91,28 @@ class ScenarioPlan:
     name: str
     agents: tuple[int, ...]
     first_frame: int
-    with_rsu_key: bool
+
+    def rng(self, seed: int, *key: int) -> np.random.Generator:
+        """The random numbers that belong to `key` in this scenario, whoever draws them and when."""
+        return np.random.default_rng(np.random.SeedSequence([seed, SPLITS.index(self.split), self.number, *key]))
 
 
-def rng_of(seed: int, *key: int) -> np.random.Generator:
-    """The random numbers that belong to `key`, whoever draws them and when."""
-    return np.random.default_rng(np.random.SeedSequence([seed, *key]))
-
-
-def plan(options: SampleOptions) -> list[ScenarioPlan]:
+def scenarios_of(options: SampleOptions) -> list[Scenario]:
     """Every scenario that the options ask for, in OPV2V's naming: date, actor ids, six-digit frames two apart."""
-    plans: list[ScenarioPlan] = []
+    scenarios: list[Scenario] = []
     names = set(_TAKEN_NAMES)
     for split, count in zip(options.splits, options.scenarios_of_splits(), strict=True):
         for number in range(count):
-            rng = rng_of(options.seed, SPLITS.index(split), number)
+            scenario = Scenario(split, number, "", (), 0)
+            rng = scenario.rng(options.seed)
             name = next(name for name in _names(rng) if name not in names)
             names.add(name)
             if number == 0:
-                agents = tuple(641 + 9 * k for k in range(options.agents))
+                agents = [641 + 9 * k for k in range(options.agents)]
             else:
-                agents = tuple((rng.integers(200, 9000) + np.cumsum(rng.integers(1, 12, options.agents))).tolist())
-            first = int(rng.integers(30, 3200))
-            plans.append(ScenarioPlan(split, number, name, agents, first, bool((number + SPLITS.index(split)) % 2 == 0)))
-    return plans
+                agents = (rng.integers(200, 9000) + np.cumsum(rng.integers(1, 12, options.agents))).tolist()
+            scenarios.append(scenario._replace(name=name, agents=tuple(agents), first_frame=int(rng.integers(30, 3200))))
+    return scenarios
 
 
 def _names(rng: np.random.Generator) -> Iterator[str]:
@@ -129,40 +123,38 @@ def _names(rng: np.random.Generator) -> Iterator[str]:
 
 
 @lru_cache(maxsize=2)
-def street_of(seed: int, scenario: ScenarioPlan) -> Street:
+def street_of(seed: int, scenario: Scenario) -> Street:
     """The scenario's world."""
-    return make_street(rng_of(seed, SPLITS.index(scenario.split), scenario.number, 1), scenario.agents)
+    return make_street(scenario.rng(seed, 1), scenario.agents)
 
 
-def intrinsics(width: int, height: int) -> NDArray[np.float64]:
+def intrinsics(width: int, height: int) -> Floats:
     """OPV2V's pinhole matrix, CARLA's convention: 100 degrees wide, principal point in the middle."""
     focal = width / (2.0 * np.tan(100.0 * np.pi / 360.0))
     return np.array([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]])
 
 
-def write_frame(output: Path, options: SampleOptions, scenario: ScenarioPlan, index: int) -> None:
-    """Everything of all agents at one timestamp."""
+def write_frame(output: Path, options: SampleOptions, scenario: Scenario, index: int) -> None:
+    """Writes everything of all agents at one timestamp."""
     street = street_of(options.seed, scenario)
-    world = street.solids(index)
-    poses = street.poses(index)
+    world, poses = street.solids(index), street.poses(index)
     matrix = intrinsics(options.width, options.height)
     rays = pinhole_rays(carla.cv_intrinsics(matrix), options.height, options.width)
     depth_layout = DepthLayout(output / DEPTH)
     for agent in scenario.agents:
-        rng = rng_of(options.seed, SPLITS.index(scenario.split), scenario.number, 2, index, agent)
+        rng = scenario.rng(options.seed, 2, index, agent)
         key = FrameKey(scenario.split, scenario.name, str(agent), f"{scenario.first_frame + 2 * index:06d}")
         paths = FramePaths(output / IMAGES, key)
-        others = world.without(agent)
-        lidar = mounted(poses[agent], LIDAR)
-        cameras = [mounted(poses[agent], rig) for rig in CAMERAS]
+        others, shadows = world.without(agent), street.shadows_at(index, agent)
+        lidar, cameras = mounted(poses[agent], LIDAR), [mounted(poses[agent], rig) for rig in CAMERAS]
         sweep = scan(others, lidar, options.lidar_channels, options.lidar_points, rng)
         data = frame_data(street, index, agent, lidar, cameras, matrix, sweep.owners, rng)
-        if scenario.with_rsu_key:
+        if (scenario.number + SPLITS.index(scenario.split)) % 2 == 0:  # some of the real files have the key
             data["RSU"] = False
         write_atomic(paths.yaml, encode_yaml(data), durable=False)
         write_atomic(paths.pcd, encode_pcd(sweep.points, sweep.red), durable=False)
         for k in range(NUM_CAMERAS):
-            image, depth = render(street, others, index, agent, cameras[k], rays, textures(options.seed))
+            image, depth = render(street, others, shadows, cameras[k], rays, textures(options.seed))
             write_atomic(paths.image(k), encode_png(image), durable=False)
             if options.depth:
                 buffer = io.BytesIO()
@@ -187,64 +179,54 @@ def write_sample(output: Path, options: SampleOptions, jobs: int = 1, overwrite:
     if not 1 <= jobs <= 256:
         raise InputError(f"jobs: {jobs} is out of range; give 1 to 256")
     _prepare(output, overwrite)
-    scenarios = plan(options)
-    roots = [output, output / IMAGES, *([output / DEPTH] if options.depth else [])]
-    _mark(roots, options, scenarios, finished=False)
+    scenarios = scenarios_of(options)
+    _mark(output, options, scenarios, finished=False)
     if options.depth:
         depth_root.write(output / DEPTH, depth_root.DepthRoot("rendered", "ray casting"))
     for scenario in scenarios:
-        protocol = data_protocol(
-            scenario.name, street_of(options.seed, scenario), options.lidar_channels, options.lidar_points
-        )
-        write_atomic(
-            output / IMAGES / scenario.split / scenario.name / "data_protocol.yaml", encode_yaml(protocol), durable=False
-        )
+        street = street_of(options.seed, scenario)
+        protocol = data_protocol(scenario.name, street, scenario.agents, options.lidar_channels, options.lidar_points)
+        path = output / IMAGES / scenario.split / scenario.name / "data_protocol.yaml"
+        write_atomic(path, encode_yaml(protocol), durable=False)
     items = [(output, options, scenario, index) for scenario in scenarios for index in range(options.frames)]
     with tqdm(total=len(items) * options.agents, unit="frame", disable=not progress, desc="agent-frames") as bar:
-        if jobs == 1:
-            for item in items:
-                write_frame(*item)
-                bar.update(options.agents)
-        else:
-            _in_parallel(items, min(jobs, len(items)), bar, options.agents)
-    _mark(roots, options, scenarios, finished=True)
+        for _ in _written(items, min(jobs, len(items))):
+            bar.update(options.agents)
+    _mark(output, options, scenarios, finished=True)
     return len(items) * options.agents
 
 
-def _in_parallel(items: list[tuple[Any, ...]], jobs: int, bar: tqdm, step: int) -> None:
+def _written(items: list[tuple[Path, SampleOptions, Scenario, int]], jobs: int) -> Iterator[None]:
+    """Writes every frame; yields after each."""
+    if jobs == 1:
+        for item in items:
+            yield write_frame(*item)
+        return
     # spawn: a forked child of a process with threads (BLAS, torch) may hang
     pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
     try:
         with holding_ctrl_c():
-            pending = {pool.submit(write_frame, *item) for item in items}
-        while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                future.result()
-                bar.update(step)
+            pending = [pool.submit(write_frame, *item) for item in items]
+        for future in as_completed(pending):
+            yield future.result()
     except BrokenProcessPool as error:
         raise InputError("a worker process died, perhaps for lack of memory; try fewer --jobs") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _mark(roots: list[Path], options: SampleOptions, scenarios: list[ScenarioPlan], finished: bool) -> None:
+def _mark(output: Path, options: SampleOptions, scenarios: list[Scenario], finished: bool) -> None:
+    """Says in every root who made it, how, and whether all of it is there."""
     names: dict[str, list[str]] = {}
     for scenario in scenarios:
         names.setdefault(scenario.split, []).append(scenario.name)
-    text = json.dumps(
-        {
-            "generated_by": "mapanything.tools.make_sample",
-            "options": asdict(options),
-            "scenarios": names,
-            "finished": finished,
-        },
-        indent=2,
-    )
-    for root in roots:
-        write_atomic(root / MARKER, f"{text}\n".encode())
-        if options.tests_only:
-            write_atomic(root / TESTS_ONLY, b"Synthetic data for tests: no training run accepts this root.\n")
+    facts = {"generated_by": "mapanything.tools.make_sample", "options": asdict(options)}
+    text = json.dumps(facts | {"scenarios": names, "finished": finished}, indent=2)
+    for root in (output, output / IMAGES, output / DEPTH):
+        if options.depth or root.name != DEPTH:
+            write_atomic(root / MARKER, f"{text}\n".encode())
+            if options.tests_only:
+                write_atomic(root / TESTS_ONLY, b"Synthetic data for tests: no training run accepts this root.\n")
 
 
 _OURS = re.compile(r"\d{6}(\.yaml|\.pcd|_camera[0-3]\.png|_camera[0-3]_depth\.npy)\Z|\.tmp-|data_protocol\.yaml\Z")
@@ -271,21 +253,19 @@ def _prepare(output: Path, overwrite: bool) -> None:
 def _remove_sample(output: Path) -> None:
     """Deletes what the marker's run wrote, file by file; a foreign file, its folder and what is behind links stay."""
     try:
-        scenarios = read_json(output / MARKER)["scenarios"]
-        folders = [(split, name) for split, names in scenarios.items() for name in names]
-        valid = all(split in SPLITS and re.fullmatch(r"[\d_]+", name) for split, name in folders)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        valid = False
-    if not valid:
-        raise InputError(f"{output / MARKER}: is damaged, so what is ours is not known; remove the folder yourself")
+        folders = [(split, name) for split, names in read_json(output / MARKER)["scenarios"].items() for name in names]
+        if not all(split in SPLITS and re.fullmatch(r"[\d_]+", name) for split, name in folders):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{output / MARKER}: is damaged, so what is ours is not known; remove the folder yourself") from error
     (output / DEPTH / depth_root.NAME).unlink(missing_ok=True)
     for root in (output / IMAGES, output / DEPTH):
         for split, name in folders:
             scenario = root / split / name
             if any(folder.is_symlink() for folder in (root, root / split, scenario)) or not scenario.is_dir():
                 continue
-            for agent in [e.path for e in os.scandir(scenario) if e.is_dir(follow_symlinks=False)]:
-                _remove_files(Path(agent))
+            for agent in [path for path in scenario.iterdir() if path.is_dir() and not path.is_symlink()]:
+                _remove_files(agent)
             _remove_files(scenario)
             _remove_if_empty(root / split)
         for marker in (MARKER, TESTS_ONLY):
@@ -295,9 +275,9 @@ def _remove_sample(output: Path) -> None:
 
 
 def _remove_files(folder: Path) -> None:
-    for entry in list(os.scandir(folder)):
-        if _OURS.match(entry.name) and entry.is_file(follow_symlinks=False):
-            os.unlink(entry.path)
+    for path in list(folder.iterdir()):
+        if _OURS.match(path.name) and path.is_file() and not path.is_symlink():
+            path.unlink()
     _remove_if_empty(folder)
 
 

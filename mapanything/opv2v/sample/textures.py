@@ -6,87 +6,77 @@ lie in one flat array of packed pixels: a look-up is one gather per corner of th
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Float32 = NDArray[np.float32]
+from mapanything.geometry.types import Floats
+
+Ints = NDArray[np.int32]
 Rng = np.random.Generator
 
 SIZE = 512  # texels along a tile
 LEVELS = 10  # 512, 256, ... 1
 
-# Numbers of the materials; TILE_METRES says how large a tile is (u, v); 1 for those fitted to a face.
+# Numbers of the materials, and how large a tile of each is (u, v) in metres; 1 for those stretched over a face.
 ASPHALT, PAVING, GRASS, BRICK, PLASTER, FACADE, SHOP, GLASS, PAINT, TYRE, BARK, LEAVES, METAL, HILL, SIGN, PANEL = range(16)
-TILE_METRES = np.array(
-    [[4, 4], [4, 4], [5, 5], [2.4, 2.4], [6, 6], [12, 12.8], [10, 4.2], [1, 1],
-     [3, 3], [1, 1], [1.2, 2.4], [3, 3], [1, 1], [60, 60], [1, 1], [8, 6]],
-    dtype=np.float32,
-)  # fmt: skip
+_TILE_U = [4, 4, 5, 2.4, 6, 12, 10, 1, 3, 1, 1.2, 3, 1, 60, 1, 8]
+_TILE_V = [4, 4, 5, 2.4, 6, 12.8, 4.2, 1, 3, 1, 2.4, 3, 1, 60, 1, 6]
+TILE_METRES = np.array([_TILE_U, _TILE_V], dtype=np.float32).T.copy()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Textures:
-    """All tiles: `texels` packed RGBA, `base[m, l]` where level l of material m begins, `macro` a slow brightness."""
+class Textures(NamedTuple):
+    """All tiles: `texels` packed RGBA, `base[m, l]` where level l of material m begins, `macro` (256, 256) slow noise."""
 
     texels: NDArray[np.uint32]
-    base: NDArray[np.int32]
-    macro: Float32
+    base: Ints
+    macro: Floats
 
-    def sample(self, material: NDArray[np.intp], u: Float32, v: Float32, texel: Float32) -> Float32:
+    def sample(self, material: NDArray[np.intp], u: Floats, v: Floats, texel: Floats) -> Floats:
         """Colours (N, 3), 0..255, at (u, v) metres on a surface; a pixel covers `texel` (N,) metres there."""
         tile = TILE_METRES[material]
         level = np.log2(np.maximum(texel / tile.min(axis=1) * SIZE, 1.0))
         level = np.minimum(level + 0.1, LEVELS - 1).astype(np.int32)
         size = np.right_shift(np.int32(SIZE), level)
-        base = self.base[material, level]
-        x = u / tile[:, 0] * size - np.float32(0.5)
-        y = v / tile[:, 1] * size - np.float32(0.5)
-        fx, fy = np.floor(x), np.floor(y)
-        ix, iy = fx.astype(np.int32), fy.astype(np.int32)
-        x -= fx
-        y -= fy
-        mask = size - 1
-        x0, x1 = ix & mask, (ix + 1) & mask
-        y0, y1 = base + (iy & mask) * size, base + ((iy + 1) & mask) * size
-        top = _mix(self._texels(y0 + x0), self._texels(y0 + x1), x)
-        return _mix(top, _mix(self._texels(y1 + x0), self._texels(y1 + x1), x), y)
+        x, y = (metres / tile[:, axis] * size - np.float32(0.5) for axis, metres in enumerate((u, v)))
+        return _bilinear(self._colours, x, y, size, self.base[material, level])
 
-    def _texels(self, index: NDArray[np.int32]) -> Float32:
-        packed = self.texels[index]
-        return packed.view(np.uint8).reshape(-1, 4)[:, :3].astype(np.float32)
+    def _colours(self, index: Ints) -> Floats:
+        return self.texels[index].view(np.uint8).reshape(-1, 4)[:, :3].astype(np.float32)
 
-    def slow(self, u: Float32, v: Float32) -> Float32:
+    def slow(self, u: Floats, v: Floats) -> Floats:
         """A brightness around 1 (N,) that varies over metres and repeats late: no two places look the same."""
         near, far = np.float32(1 / 37.0), np.float32(1 / 151.0)
         return np.float32(0.62) + np.float32(0.38) * (self.cloud(u * near, v * near) + self.cloud(v * far, u * far))
 
-    def cloud(self, u: Float32, v: Float32) -> Float32:
+    def cloud(self, u: Floats, v: Floats) -> Floats:
         """Slow noise (N,) in 0..1 around 0.5; repeats at every 1."""
-        x, y = u * np.float32(256), v * np.float32(256)
-        fx, fy = np.floor(x), np.floor(y)
-        ix, iy = fx.astype(np.int32) & 255, fy.astype(np.int32) & 255
-        x, y = x - fx, y - fy
-        jx = (ix + 1) & 255
-        iy, jy = iy << 8, ((iy + 1) & 255) << 8
-        flat = self.macro.ravel()
-        top, bottom = flat[iy + ix], flat[jy + ix]
-        top += (flat[iy + jx] - top) * x
-        bottom += (flat[jy + jx] - bottom) * x
-        return top + (bottom - top) * y
+        return _bilinear(lambda index: self.macro.reshape(-1, 1)[index], u * np.float32(256), v * np.float32(256), 256)[:, 0]
 
 
-def _mix(a: Float32, b: Float32, part: Float32) -> Float32:
+def _bilinear(look_up: Callable[[Ints], Floats], x: Floats, y: Floats, size: int | Ints, base: int | Ints = 0) -> Floats:
+    """What `look_up` has (N, C) between the four texels at (x, y) of a repeating square of `size` texels, from `base` on."""
+    fx, fy = np.floor(x), np.floor(y)
+    ix, iy, mask = fx.astype(np.int32), fy.astype(np.int32), size - 1
+    x0, x1 = ix & mask, (ix + 1) & mask
+    y0, y1 = base + (iy & mask) * size, base + ((iy + 1) & mask) * size
+    x, y = (x - fx)[:, None], (y - fy)[:, None]
+    top = _mix(look_up(y0 + x0), look_up(y0 + x1), x)
+    return _mix(top, _mix(look_up(y1 + x0), look_up(y1 + x1), x), y)
+
+
+def _mix(a: Floats, b: Floats, part: Floats) -> Floats:
+    """a + (b - a) part, in the memory of `b`."""
     b -= a
-    b *= part[:, None]
+    b *= part
     b += a
     return b
 
 
-def noise(rng: Rng, size: int, first: int, last: int, gain: float = 0.6) -> Float32:
+def _noise(rng: Rng, size: int, first: int, last: int, gain: float = 0.6) -> Floats:
     """Tileable value noise (size, size), mean 0, deviation 1: octaves of `first`, 2 `first`, ... `last` cells."""
     total = np.zeros((size, size), dtype=np.float32)
     weight = 1.0
@@ -104,27 +94,27 @@ def noise(rng: Rng, size: int, first: int, last: int, gain: float = 0.6) -> Floa
     return (total - total.mean()) / total.std()
 
 
-def _speckle(rng: Rng, colour: tuple[float, float, float], strength: float, first: int = 8, gain: float = 0.8) -> Float32:
+def _speckle(rng: Rng, colour: tuple[float, float, float], strength: float, first: int = 8, gain: float = 0.8) -> Floats:
     """A colour with noise at every scale, and a little of it in hue."""
-    grey = noise(rng, SIZE, first, SIZE, gain)
-    hue = np.stack([noise(rng, SIZE, 16, 128) for _ in range(3)], axis=-1)
+    grey = _noise(rng, SIZE, first, SIZE, gain)
+    hue = np.stack([_noise(rng, SIZE, 16, 128) for _ in range(3)], axis=-1)
     return np.asarray(colour, dtype=np.float32) * (1 + strength * grey[..., None] + 0.15 * strength * hue)
 
 
-def _bricks(rng: Rng, columns: int, rows: int, shifted: bool, joint: float, colour: tuple[float, float, float]) -> Float32:
-    """Stones with joints; every second row is shifted by half a stone where `shifted` says so."""
+def _bricks(rng: Rng, columns: int, rows: int, joint: float, colour: tuple[float, float, float]) -> Floats:
+    """Stones with joints; every second row is shifted by half a stone."""
     image = _speckle(rng, colour, 0.10, 32)
     y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) / SIZE
     row = np.floor(y * rows).astype(np.intp)
-    across = x * columns + (0.5 * (row % 2) if shifted else 0.0)
+    across = x * columns + 0.5 * (row % 2)
     column = np.floor(across).astype(np.intp) % columns
     image *= (0.75 + 0.5 * rng.random((rows, columns), dtype=np.float32))[row, column][..., None]
     in_joint = ((across % 1.0) * SIZE / columns < joint) | (((y * rows) % 1.0) * SIZE / rows < joint)
-    image[in_joint] = np.asarray([150, 146, 138], np.float32) * (0.8 + 0.1 * noise(rng, SIZE, 64, SIZE)[in_joint, None])
+    image[in_joint] = np.array([150, 146, 138], np.float32) * (0.8 + 0.1 * _noise(rng, SIZE, 64, SIZE)[in_joint, None])
     return image
 
 
-def _facade(rng: Rng) -> Float32:
+def _facade(rng: Rng) -> Floats:
     """4 by 4 windows of 3 m by 3.2 m bays in plaster, each with its own curtains, glass and shade."""
     image = _speckle(rng, (214, 208, 198), 0.06, 16)
     cell = SIZE // 4
@@ -134,7 +124,7 @@ def _facade(rng: Rng) -> Float32:
             left, width = int(rng.integers(26, 36)), int(rng.integers(54, 70))
             y0, x0, height = row * cell + 34, column * cell + left, 74
             image[y0 - 6 : y0 + height + 6, x0 - 6 : x0 + width + 6] = rng.uniform(225, 250)
-            glass = np.linspace(95, 45, height, dtype=np.float32)[:, None, None] * np.float32([0.75, 0.95, 1.15])
+            glass = np.linspace(95, 45, height, dtype=np.float32)[:, None, None] * np.array([0.75, 0.95, 1.15], np.float32)
             glass = np.repeat(glass * np.float32(rng.uniform(0.5, 1.3)), width, axis=1)
             if rng.random() < 0.5:
                 drawn = int(rng.integers(15, height))
@@ -146,7 +136,7 @@ def _facade(rng: Rng) -> Float32:
     return image
 
 
-def _shops(rng: Rng) -> Float32:
+def _shops(rng: Rng) -> Floats:
     """Shop windows with doors, signs above and goods behind the glass."""
     image = _speckle(rng, (120, 112, 104), 0.08, 16)
     x = 0
@@ -166,10 +156,10 @@ def _shops(rng: Rng) -> Float32:
     return image
 
 
-def _car_window(rng: Rng) -> Float32:
+def _car_window(rng: Rng) -> Floats:
     """Dark glass between posts, to be multiplied by the car's colour; fitted to one face."""
     image = np.full((SIZE, SIZE, 3), 235, dtype=np.float32)
-    shade = np.linspace(30, 85, SIZE, dtype=np.float32)[:, None, None] * np.float32([0.85, 1.0, 1.1])
+    shade = np.linspace(30, 85, SIZE, dtype=np.float32)[:, None, None] * np.array([0.85, 1.0, 1.1], np.float32)
     for x0, x1 in ((40, 240), (268, 472)):
         image[60:470, x0:x1] = shade[60:470]
         for _ in range(3):
@@ -178,7 +168,7 @@ def _car_window(rng: Rng) -> Float32:
     return image
 
 
-def _sign(rng: Rng) -> Float32:
+def _sign(rng: Rng) -> Floats:
     image = np.full((SIZE, SIZE, 3), 245, dtype=np.float32)
     image[30:-30, 30:-30] = (40, 70, 160)
     for row in range(80, 430, 70):
@@ -188,46 +178,43 @@ def _sign(rng: Rng) -> Float32:
     return image
 
 
-def _panels(rng: Rng) -> Float32:
+def _panels(rng: Rng) -> Floats:
     """A modern front: bands of glass in panels of metal."""
     image = _speckle(rng, (190, 195, 200), 0.03, 16)
     for row in range(4):
         top = row * 128
         for column in range(8):
             left = column * 64
-            image[top + 30 : top + 120, left + 2 : left + 62] = np.float32([52, 70, 84]) * rng.uniform(0.6, 1.7)
+            image[top + 30 : top + 120, left + 2 : left + 62] = np.array([52, 70, 84], np.float32) * rng.uniform(0.6, 1.7)
     return image
 
 
-def _wheel(rng: Rng) -> Float32:
+def _wheel(rng: Rng) -> Floats:
     y, x = (np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) / SIZE - 0.5) * 2
     radius, angle = np.hypot(x, y), np.arctan2(y, x)
-    image = np.full((SIZE, SIZE, 3), 34, dtype=np.float32) + 4 * noise(rng, SIZE, 32, SIZE)[..., None]
+    image = np.full((SIZE, SIZE, 3), 34, dtype=np.float32) + 4 * _noise(rng, SIZE, 32, SIZE)[..., None]
     image[(radius < 0.62) & ((np.cos(5 * angle) > 0.1) | (radius > 0.55) | (radius < 0.18))] = (150, 152, 156)
     return image
 
 
-def _tiles(rng: Rng) -> list[Callable[[], Float32]]:
-    """One maker per material, in the order of their numbers."""
-    grass = (88, 104, 60)
-    return [
-        lambda: _speckle(rng, (112, 113, 116), 0.11, 32, 1.0),
-        lambda: _bricks(rng, 8, 8, True, 3, (172, 164, 152)),
-        lambda: _speckle(rng, grass, 0.24, 4, 0.9),
-        lambda: _bricks(rng, 10, 32, True, 2.5, (168, 96, 76)),
-        lambda: _speckle(rng, (205, 198, 184), 0.07, 4, 0.8),
-        lambda: _facade(rng),
-        lambda: _shops(rng),
-        lambda: _car_window(rng),
-        lambda: _speckle(rng, (238, 238, 240), 0.035, 4),
-        lambda: _wheel(rng),
-        lambda: _speckle(rng, (110, 88, 66), 0.3, 16),
-        lambda: _speckle(rng, (92, 118, 62), 0.42, 8, 0.95),
-        lambda: _speckle(rng, (150, 152, 155), 0.06, 8),
-        lambda: _speckle(rng, (104, 120, 92), 0.25, 4, 0.8),
-        lambda: _sign(rng),
-        lambda: _panels(rng),
-    ]
+def _tiles(rng: Rng) -> Iterator[Floats]:
+    """The tile (SIZE, SIZE, 3) of every material, in the order of their numbers."""
+    yield _speckle(rng, (112, 113, 116), 0.11, 32, 1.0)
+    yield _bricks(rng, 8, 8, 3, (172, 164, 152))
+    yield _speckle(rng, (88, 104, 60), 0.24, 4, 0.9)
+    yield _bricks(rng, 10, 32, 2.5, (168, 96, 76))
+    yield _speckle(rng, (205, 198, 184), 0.07, 4)
+    yield _facade(rng)
+    yield _shops(rng)
+    yield _car_window(rng)
+    yield _speckle(rng, (238, 238, 240), 0.035, 4)
+    yield _wheel(rng)
+    yield _speckle(rng, (110, 88, 66), 0.3, 16)
+    yield _speckle(rng, (92, 118, 62), 0.42, 8, 0.95)
+    yield _speckle(rng, (150, 152, 155), 0.06, 8)
+    yield _speckle(rng, (104, 120, 92), 0.25, 4)
+    yield _sign(rng)
+    yield _panels(rng)
 
 
 @lru_cache(maxsize=1)
@@ -235,17 +222,14 @@ def textures(seed: int) -> Textures:
     """The tiles of a data set; built in about a second, once per process."""
     rng = np.random.default_rng(np.random.SeedSequence([seed, 0x7E57]))
     pieces: list[NDArray[np.uint32]] = []
-    base = np.zeros((len(TILE_METRES), LEVELS), dtype=np.int32)
-    total = 0
-    for number, make in enumerate(_tiles(rng)):
-        image = np.clip(make(), 0, 255)
+    for tile in _tiles(rng):
+        image = np.clip(tile, 0, 255)
         for level in range(LEVELS):
             packed = np.zeros((*image.shape[:2], 4), dtype=np.uint8)
             packed[..., :3] = np.rint(image)
             pieces.append(packed.view(np.uint32).ravel())
-            base[number, level] = total
-            total += pieces[-1].size
             if level < LEVELS - 1:
                 image = 0.25 * (image[::2, ::2] + image[1::2, ::2] + image[::2, 1::2] + image[1::2, 1::2])
-    macro = 0.5 + 0.22 * noise(rng, 256, 4, 256, 0.75)
-    return Textures(np.concatenate(pieces), base, np.clip(macro, 0.0, 1.0).astype(np.float32))
+    base = np.cumsum([0, *(piece.size for piece in pieces[:-1])], dtype=np.int32).reshape(-1, LEVELS)
+    macro = np.clip(0.5 + 0.22 * _noise(rng, 256, 4, 256, 0.75), 0.0, 1.0)
+    return Textures(np.concatenate(pieces), base, macro.astype(np.float32))

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from mapanything.datasets.opv2v import OPV2VCoopDataset, OPV2VDataset
 from mapanything.errors import InputError
-from mapanything.train.distributed import plan
+from mapanything.train.distributed import lay_out
 from mapanything.train.objective import build_objective
 from mapanything.train.optim import OptimConfig
 from mapanything.train.stages import compose_config
@@ -45,7 +45,7 @@ CHOICES = [path for path in sorted(CONFIGS.rglob("*/*.yaml")) if path.parent.nam
 @pytest.mark.parametrize("file", CHOICES, ids=lambda path: path.relative_to(CONFIGS).as_posix())
 def test_every_choice_builds(file):
     config = compose_config(overrides_of(file))
-    assert plan(config.distributed, gpus=8).world_size == config.distributed.world_size
+    assert lay_out(config.distributed, gpus=8).world_size == config.distributed.world_size
     if file.stem.startswith("vehicle_id"):
         config.model.vehicle_id.num_roles = 7  # whose embeddings are to learn
     with torch.device("meta"):

@@ -44,7 +44,7 @@ from mapanything.train.losses import Geometry, Loss, Scene, Stacked, Term
 from mapanything.train.objective import to_device
 from mapanything.train.optim import OptimConfig, make_optimizer
 from mapanything.train.stages import STAGES, compose_config
-from mapanything.train.throughput import peak, training_flops
+from mapanything.train.throughput import peak_flops, training_flops
 
 GPU_MODELS, CPU_MODEL = ("mapanything_v1", "mapanything"), "mapanything_tiny"
 CPU_SIZE = (168, 126)  # (W, H)
@@ -138,7 +138,7 @@ def measure_step(name: str, config: DictConfig, device: torch.device, rounds: in
         times.append(time.perf_counter() - start)
     seconds = statistics.median(times)
     peak_gb = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
-    flops, mfu = peak(device), None
+    flops, mfu = peak_flops(device), None
     if flops:
         needed = shape.batch * training_flops(step.model_config, shape.views, (shape.width, shape.height))
         mfu = needed / seconds / flops

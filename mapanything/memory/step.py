@@ -27,7 +27,7 @@ from mapanything.memory.ledger import Ledger
 from mapanything.memory.peak import Shape, Trace
 from mapanything.models.layers import Attention, Block
 from mapanything.models.mapanything import MapAnything
-from mapanything.train.distributed import Plan, Process, wrap
+from mapanything.train.distributed import Layout, Process, wrap
 from mapanything.train.objective import Objective, build_objective, uses_bf16
 from mapanything.train.optim import OptimConfig, make_optimizer
 
@@ -216,7 +216,7 @@ def measure(config: DictConfig, shape: Shape, strategy: str, steps: int = 3) -> 
         try:
             with device:
                 objective = random_objective(config)
-            module = wrap(objective, Plan(1, 1, "cuda", strategy, timedelta(minutes=10)), process)
+            module = wrap(objective, Layout(1, 1, "cuda", strategy, timedelta(minutes=10)), process)
             optimizer = make_optimizer(objective.model, OptimConfig.of(config.train_params))
             trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
             views = make_batch(shape, device)

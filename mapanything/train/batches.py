@@ -1,4 +1,4 @@
-"""From data sets to batches: loaders whose workers leave signals to training, and errors that keep their one line."""
+"""Batches of a data set: loaders whose workers leave signals to training, and errors that keep their one line."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _ignore_signals(_: int) -> None:
 
 
 def lost_loader(error: BaseException) -> str | None:
-    """What to say where the error is torch's about a loader process that is gone; None for other errors.
+    """The line to say where the error is torch's about a loader process that is gone; None for other errors.
 
     torch raises it wherever training is at that moment, in the middle of a step too: nothing can be saved then.
     """
@@ -129,7 +129,7 @@ class Feed:
         )
 
     def batches(self, stopped: Callable[[], bool] = lambda: False) -> Iterator[tuple[Batch, Views | InputError | None]]:
-        """What is left of the sampler's epoch.
+        """Yields what is left of the sampler's epoch.
 
         An InputError is a batch that can't be made; None, the last one then, has not come when `stopped` is true.
         """
@@ -167,8 +167,8 @@ class Feed:
         return collate([self.scenes[scene, views]] * max(1, self.sampler.budget // views))
 
 
-def names(scenes: OPV2VScenes, batch: Batch) -> str:
-    """Which scenes a batch holds, for a message."""
+def scene_names(scenes: OPV2VScenes, batch: Batch) -> str:
+    """The scenes of a batch, for a message."""
     keys = []
     for scene, _ in batch.items:
         index, rows = scenes.scene(scene)
@@ -176,8 +176,8 @@ def names(scenes: OPV2VScenes, batch: Batch) -> str:
     return ", ".join(keys)
 
 
-def fingerprint(scenes: OPV2VScenes) -> dict[str, Any]:
-    """Which data a run saw: its roots, and a digest over the names of all agent-frames of all scenes."""
+def data_facts(scenes: OPV2VScenes) -> dict[str, Any]:
+    """The data that a run saw: its roots, and a digest over the names of all agent-frames of all scenes."""
     digest = hashlib.sha256()
     for index, rows in scenes.scenes:
         digest.update(" ".join(str(scenes.indices[index].key(row)) for row in rows).encode() + b"\n")

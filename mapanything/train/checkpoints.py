@@ -18,7 +18,7 @@ import os
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 
@@ -64,7 +64,7 @@ def write(path: Path, content: dict[str, Any], keep_previous: bool = False) -> i
         with aside.open("wb") as file:
             destination = _Destination(file)
             try:
-                torch.save(content, destination)
+                torch.save(content, cast(BinaryIO, destination))  # torch needs `write` and `flush`
             except Exception as error:  # torch's zip writer hides the reason
                 if destination.error is not None:
                     raise destination.error from error
@@ -115,7 +115,7 @@ def _size(count: int) -> str:
 
 
 def find_damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file, None if its checksums are right. Reads all of it."""
+    """The fault of a checkpoint file, None if its checksums are right. Reads all of it."""
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()

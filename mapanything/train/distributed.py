@@ -1,6 +1,6 @@
 """Several processes, one run: how many there are, how they find each other, and what wraps the network.
 
-A run is planned once (`Plan`), before anything is started: what can't work here is an error that says what to set. The
+A run is laid out once (`Layout`), before anything is started: what can't work here is an error that says what to set. The
 processes are started by torch's elastic launcher (launch.py) or by torchrun.
 """
 
@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from mapanything.errors import InputError
@@ -26,11 +28,11 @@ STRATEGIES, DEVICES = ("ddp", "fsdp"), ("cuda", "cpu")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """world_size: processes on all nodes; accumulation: batches of each per step."""
+class Layout:
+    """The processes of a run, and what each does in a step."""
 
-    world_size: int
-    accumulation: int
+    world_size: int  # processes on all nodes
+    accumulation: int  # batches of each per step
     device: str
     strategy: str
     timeout: timedelta
@@ -45,12 +47,12 @@ class Plan:
 
 
 def under_launcher() -> bool:
-    """Whether torchrun, or our own launcher, started this process."""
+    """Tells whether torchrun, or our own launcher, started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def plan(config: Mapping[str, Any], gpus: int | None = None) -> Plan:
-    """How a run is laid out on this machine.
+def lay_out(config: Mapping[str, Any], gpus: int | None = None) -> Layout:
+    """Lays a run out on this machine.
 
     Args:
         config: configs/distributed. gpus: of this machine; None: count them.
@@ -73,29 +75,22 @@ def plan(config: Mapping[str, Any], gpus: int | None = None) -> Plan:
         raise InputError(f"distributed.accumulation={batches}: give the number of batches per step, 1 or more")
     if nodes > 1 and not config["rendezvous"] and not under_launcher():
         raise InputError(f"distributed.nodes={nodes} needs distributed.rendezvous=HOST:PORT of node 0, the same on all nodes")
-    common = {
-        "device": device,
-        "strategy": config["strategy"],
-        "timeout": _timeout(config["timeout_seconds"]),
-        "nodes": nodes,
-        "node_rank": config["node_rank"],
-        "rendezvous": config["rendezvous"],
-    }
+    timeout, places = _timeout(config["timeout_seconds"]), (nodes, config["node_rank"], config["rendezvous"])
+    layout = Layout(wanted, batches, device, config["strategy"], timeout, *places)
     if under_launcher():
         world = int(os.environ["WORLD_SIZE"])
-        return Plan(
-            world, batches * _accumulation(config, wanted, world), **common, note=_launcher_note(wanted, world, config)
-        )
-    here = wanted // nodes
+        batches *= _accumulation(config, wanted, world)
+        return replace(layout, world_size=world, accumulation=batches, note=_launcher_note(wanted, world, config))
+    here = layout.processes_here
     if device == "cpu":
-        return Plan(wanted, batches, **common)
+        return layout
     gpus = torch.cuda.device_count() if gpus is None else gpus
     if gpus == 0:
         raise InputError(
             "no GPU is visible here (`./invoke doctor` says why); distributed.device=cpu trains on the CPU, for tests"
         )
     if here <= gpus:
-        return Plan(wanted, batches, **common)
+        return layout
     if not config["keep_global_batch"]:
         raise InputError(
             f"distributed.world_size={wanted} needs {here} GPUs on this node, {gpus} are visible: set distributed.world_size="
@@ -107,7 +102,7 @@ def plan(config: Mapping[str, Any], gpus: int | None = None) -> Plan:
     note = f"global batch kept: {used * nodes} processes with {batches} batches each per step, for {wanted} processes"
     if used < gpus:
         note += f"; {gpus - used} GPUs stay idle, as {here} is no multiple of more"
-    return Plan(used * nodes, batches, **common, note=note)
+    return replace(layout, world_size=used * nodes, accumulation=batches, note=note)
 
 
 def _timeout(seconds: Any) -> timedelta:
@@ -148,7 +143,7 @@ class Process:
     world_size: int
     device: torch.device
     control: dist.ProcessGroup | None = None
-    store: dist.Store | None = None
+    store: Store | None = None
 
     def agree(self, *numbers: int) -> list[int]:
         """The largest of each number among all ranks; a collective call that does not touch the GPU."""
@@ -176,17 +171,17 @@ class Process:
             dist.barrier(group=self.control)
 
 
-def join(layout: Plan) -> Process:
+def join(layout: Layout) -> Process:
     """Takes this process's place in the run: its device, and the groups that it talks in."""
     if not under_launcher():
         return Process(0, 0, 1, _device(layout, 0))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = _device(layout, local_rank)
-    store, rank, world_size = next(dist.rendezvous("env://", timeout=layout.timeout))
+    store, rank, world_size = next(rendezvous("env://", timeout=layout.timeout))
     store.set_timeout(layout.timeout)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=dist.PrefixStore("group", store),
+        store=PrefixStore("group", store),
         rank=rank,
         world_size=world_size,
         timeout=layout.timeout,
@@ -203,7 +198,7 @@ def depart(process: Process) -> None:
         dist.destroy_process_group()
 
 
-def _device(layout: Plan, local_rank: int) -> torch.device:
+def _device(layout: Layout, local_rank: int) -> torch.device:
     if layout.device == "cpu":
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
@@ -215,7 +210,7 @@ def _device(layout: Plan, local_rank: int) -> torch.device:
     return device
 
 
-def wrap(module: nn.Module, layout: Plan, process: Process) -> nn.Module:
+def wrap(module: nn.Module, layout: Layout, process: Process) -> nn.Module:
     """The module, on its device, as the strategy has it. Parameters without gradient must have requires_grad False by now.
 
     FSDP2 divides every transformer block, and the rest as a whole; the optimizer must be made afterwards, as the parameters
@@ -238,7 +233,7 @@ def wrap(module: nn.Module, layout: Plan, process: Process) -> nn.Module:
 
 
 def without_sync(module: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """Around forward and backward of a batch; gradients are exchanged in the last one of a step only."""
+    """The context for forward and backward of a batch; gradients are exchanged in the last one of a step only."""
     if isinstance(module, DistributedDataParallel):
         return nullcontext() if last else module.no_sync()
     if isinstance(module, FSDPModule):

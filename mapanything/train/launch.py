@@ -15,13 +15,13 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from mapanything.train.distributed import LAUNCHED, NOTE, Plan
+from mapanything.train.distributed import LAUNCHED, NOTE, Layout
 
 SAVING_SECONDS = 60  # what processes have to save and leave after SIGTERM, before they are killed
 
 
-def launch(layout: Plan, arguments: Sequence[str]) -> int:
-    """Runs `training` with these arguments in the plan's processes of this node; the exit code of the first that failed."""
+def launch(layout: Layout, arguments: Sequence[str]) -> int:
+    """Runs `training` with these arguments in the layout's processes of this node; the exit code of the first that failed."""
     for name in list(logging.root.manager.loggerDict):
         if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # the processes say it in fewer words

@@ -17,7 +17,6 @@ import os
 import re
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -34,7 +33,8 @@ LOCK, LOG, STATUS, CONSOLE = ".lock", "log.txt", "status.json", "console.log"
 
 
 def make_folder(folder: Path) -> None:
-    """
+    """Makes a run's folder.
+
     Raises:
         InputError: it can't be made or written to.
     """
@@ -134,14 +134,14 @@ class Console:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A small file, replaced as a whole."""
+    """Writes a small file, or replaces it as a whole."""
     aside = path.with_name(f"{path.name}.part")
     aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
 
 
 def attempt(action: Callable[[], None], what: str) -> None:
-    """For what a run can do without: a failure is said and training goes on."""
+    """Does what a run can do without: a failure is said and training goes on."""
     try:
         action()
     except OSError as error:
@@ -179,7 +179,7 @@ def forget_epochs(folder: Path, done: int) -> None:
 
 
 def write_status(folder: Path, **values: Any) -> None:
-    """What `./invoke runs` shows; entries that are not given stay as they are."""
+    """Writes what `./invoke runs` shows; entries that are not given stay as they are."""
     status = read_status(folder) | values | {"time": datetime.now().isoformat(timespec="seconds")}
     attempt(lambda: write_text(folder / STATUS, json.dumps(status, indent=1) + "\n"), str(folder / STATUS))
 
@@ -239,22 +239,7 @@ class Curves:
             attempt(self._writer.close, "TensorBoard")
 
 
-class Clock:
-    """Seconds, in words, and what is left of something."""
-
-    def __init__(self) -> None:
-        self.start = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.start
-
-    def left(self, fraction: float) -> str:
-        """What remains when `fraction` of it, more than 0, took the time so far."""
-        return words(self.seconds / fraction * (1 - fraction)) if fraction > 0 else "?"
-
-
-def words(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """3:07 or 12:03:07."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -10,17 +10,18 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Generator
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_
 
 from mapanything.datasets.sampler import Batch
 from mapanything.errors import InputError
 from mapanything.train import logs
-from mapanything.train.batches import Feed, Views, names
+from mapanything.train.batches import Feed, Views, scene_names
 from mapanything.train.checkpoints import BEST, FINAL, PREVIOUS
 from mapanything.train.distributed import bare, without_sync
 from mapanything.train.losses import SparseNotice
@@ -90,7 +91,7 @@ class Trainer:
     # An epoch
 
     def _epoch(self) -> bool:
-        """What is left of this epoch; False: asked to stop."""
+        """Trains for the rest of this epoch; False: asked to stop."""
         run, sampler = self.run, self.run.train_feed.sampler
         sampler.set_epoch(run.position.epoch)
         run.train_feed.scenes.set_epoch(run.position.epoch)
@@ -113,7 +114,7 @@ class Trainer:
         self._check_numbers()
         return True
 
-    def _steps(self, feed: Feed) -> Iterator[Step]:
+    def _steps(self, feed: Feed) -> Generator[Step, None, None]:
         batches: list[Batch] = []
         parts: list[Views | InputError | None] = []
         for batch, views in feed.batches(self._asked_to_stop):
@@ -156,7 +157,7 @@ class Trainer:
                     (loss * (batch.weight / len(batches))).backward()
             except torch.OutOfMemoryError as error:
                 raise out_of_memory(len(batch.items), batch.num_views, error) from error
-            what = f"epoch {run.position.epoch + 1}, {names(run.train_feed.scenes, batch)} with {batch.num_views} views"
+            what = f"epoch {run.position.epoch + 1}, {scene_names(run.train_feed.scenes, batch)} with {batch.num_views} views"
             self.meter.add_batch(loss, terms, batch.num_samples, batch.num_views, what)
             if run.peak_flops:
                 flops += len(batch.items) * training_flops(run.model.config, batch.num_views, run.train_feed.scenes.resolution)
@@ -164,7 +165,7 @@ class Trainer:
         norm = clip_grad_norm_(run.trained, math.inf if clip is None else clip)
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
-        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm, flops
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm, flops
 
     # Numbers
 
@@ -185,8 +186,8 @@ class Trainer:
                 "train_params.lr, or train_params.amp=fp32"
             )
 
-    def _wait_for_the_culprit(self) -> None:
-        """Another rank is about to say why it ends, and its end ends this one."""
+    def _wait_for_the_culprit(self) -> NoReturn:
+        """Waits for the rank that is about to say why it ends: its end ends this one."""
         time.sleep(60)
         raise TrainingError("another rank has failed without saying why")
 
@@ -202,12 +203,10 @@ class Trainer:
         rate = max(group["lr"] for group in run.optimizer.param_groups)
         terms = " ".join(f"{name} {value:.3g}" for name, value in recent.items() if name not in ("loss", "gradient_norm"))
         steps_left = run.train_feed.sampler.steps_left
-        left = logs.words(steps_left * sums.seconds / max(1, sums.steps))
-        log.info(
-            "epoch %d/%d  step %d/%d  loss %.4g  (%s)  lr %.2g  gradient %.3g  %s  %s left of the epoch",
-            *(run.position.epoch + 1, run.params.epochs, sums.steps, sums.steps + steps_left, recent["loss"], terms, rate),
-            *(recent["gradient_norm"], self._speed_in_words(speed), left),
-        )
+        left = logs.duration(steps_left * sums.seconds / max(1, sums.steps))
+        place = f"epoch {run.position.epoch + 1}/{run.params.epochs}  step {sums.steps}/{sums.steps + steps_left}"
+        learning = f"loss {recent['loss']:.4g}  ({terms})  lr {rate:.2g}  gradient {recent['gradient_norm']:.3g}"
+        log.info("%s  %s  %s  %s left of the epoch", place, learning, self._speed_in_words(speed), left)
         self.curves.scalars("train", recent | {"lr": rate}, run.epoch)
         self.curves.scalars("speed", speed, run.epoch)
         logs.write_status(run.folder, state="running", epoch=run.epoch, epochs=run.params.epochs)
@@ -242,12 +241,12 @@ class Trainer:
         run = self.run
         result: dict[str, float] = {}
         if run.validate_feed is not None:
-            clock = logs.Clock()
+            start = time.perf_counter()
             found = self._validation_losses(run.validate_feed)
             if found is None:
-                self._save()
                 return False
-            result = {f"validate_{name}": value for name, value in found.items()} | {"validate_seconds": clock.seconds}
+            result = {f"validate_{name}": value for name, value in found.items()}
+            result["validate_seconds"] = time.perf_counter() - start
         epoch = run.position.epoch = run.position.epoch + 1
         joined = self.meter.sums.joined(run.process.total)
         loss = result.get("validate_loss")
@@ -274,40 +273,32 @@ class Trainer:
         logs.append_log(run.folder, entry)
         if self.curves is not None:
             self.curves.scalars("epoch", {k: float(v) for k, v in (means | result).items()}, epoch)
-        log.info(
-            "epoch %d/%d done in %s: loss %.4g%s%s  %s",
-            *(epoch, run.params.epochs, logs.words(sums.seconds), means.get("train_loss", math.nan)),
-            f", validation {result['validate_loss']:.4g}" if "validate_loss" in result else "",
-            " (best)" if best and result else "",
-            self._speed_in_words(speed),
-        )
+        losses = f"loss {means.get('train_loss', math.nan):.4g}"
+        losses += f", validation {result['validate_loss']:.4g}" if "validate_loss" in result else ""
+        losses += " (best)" if best and result else ""
+        took = logs.duration(sums.seconds)
+        log.info("epoch %d/%d done in %s: %s  %s", epoch, run.params.epochs, took, losses, self._speed_in_words(speed))
+        status = {"epoch": float(epoch), "epochs": run.params.epochs, "best_epoch": run.position.best_epoch}
         best_loss = run.position.best if math.isfinite(run.position.best) else None
-        logs.write_status(
-            run.folder,
-            **{"state": "running", "epoch": float(epoch), "epochs": run.params.epochs},
-            **{"best": best_loss, "best_epoch": run.position.best_epoch},
-        )
+        logs.write_status(run.folder, state="running", best=best_loss, **status)
 
     def _validation_losses(self, feed: Feed) -> dict[str, float] | None:
-        """Mean loss and terms over all validation scenes; None: asked to stop. Draws no random number of training's."""
+        """Mean loss and terms over all validation scenes; None: asked to stop, and saved.
+
+        Draws no random number of training's.
+        """
         run, device = self.run, self.run.process.device
         objective = bare(run.module)
         assert isinstance(objective, Objective)
         run.module.eval()
-        meter, drawn = Meter(), 0
+        meter, drawn, error, stop, broken = Meter(), 0, None, 0, 0
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
             torch.manual_seed(run.params.seed)
             for batch, part in feed.batches(self._asked_to_stop):
                 error = part if isinstance(part, InputError) else None
                 stop, broken = run.process.agree(self.stop.signum, int(error is not None))
-                if stop or broken:
-                    self.stop.signum = stop
-                    if stop:
-                        return None
-                    self._save()
-                    if error is not None:
-                        raise error
-                    self._wait_for_the_culprit()
+                if stop or broken or not isinstance(part, list):  # what has not come at all was asked to stop
+                    break
                 views = to_device(part, device)
                 loss, terms, outputs = objective(views, "validate")
                 meter.add_batch(loss, terms, batch.num_samples, batch.num_views, "validation")
@@ -316,11 +307,19 @@ class Trainer:
                         self._draw(views, outputs, sample, drawn)
                         drawn += 1
                 self.watch.alive()
+        if stop or broken:  # saved out here: with training's random numbers
+            self.stop.signum = stop
+            self._save()
+            if stop:
+                return None
+            if error is not None:
+                raise error
+            self._wait_for_the_culprit()
         meter.read()
         return {k: v for k, v in meter.sums.joined(run.process.total).means().items() if not k.endswith("_usable")}
 
     def _draw(self, views: Views, outputs: Any, sample: int, number: int) -> None:
-        from mapanything.train.pictures import draw
+        from mapanything.train.previews import draw
 
         epoch = self.run.position.epoch + 1
         picture = draw(views, outputs, sample)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -170,7 +171,7 @@ def _dense_mask(scene: Scene) -> Tensor:
 
 
 def _fraction(neighbours: Tensor, mask: Tensor) -> Tensor:
-    """How many labelled pixels have neighbours, 0 to 1; 1 where nothing is labelled and so nothing is missing."""
+    """The fraction of labelled pixels that have neighbours, 0 to 1; 1 where nothing is labelled and so nothing is missing."""
     count = mask.sum()
     return torch.where(count > 0, (neighbours.sum() / count).clamp(max=1), 1.0)
 
@@ -254,7 +255,8 @@ class GradientMatching:
         error = torch.where(mask, pred - true, 0)
         across, down = _neighbours(mask)
         scene.usable["gradient_matching"] = _fraction((across.sum() + down.sum()) / 2, mask)
-        return self.weight * sum(self._at(error[..., ::n, ::n], mask[..., ::n, ::n]) for n in self.strides)
+        parts = (self._at(error[..., ::n, ::n], mask[..., ::n, ::n]) for n in self.strides)
+        return self.weight * reduce(torch.add, parts)
 
     @staticmethod
     def _at(error: Tensor, mask: Tensor) -> Tensor:

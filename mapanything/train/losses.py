@@ -26,7 +26,7 @@ SPARSE = 0.1  # below this fraction of labelled pixels with labelled neighbours 
 
 
 class LossOutput(NamedTuple):
-    """What a step needs and what its log shows.
+    """The loss that a step needs, and the numbers that its log shows.
 
     total: scalar to call backward() on. terms: detached scalars; the terms' contributions, which add up to `total`, and for
     terms that need labelled neighbours an entry `<term>_usable`, the fraction of labelled pixels that have them.
@@ -81,7 +81,7 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What the terms see."""
+    """A batch as the terms see it."""
 
     true: Geometry
     pred: Geometry
@@ -122,11 +122,11 @@ class Scene:
         raw = _distances(pred_points, valid) / scale
         pred_factor = 1 / (scale * (raw.sum(1) / count).clamp(min=EPS)[:, None])
         pred_size = ((raw.detach() * scale).sum(1) / count).clamp(min=EPS)
-        true_dense = (batch[key] for key in ("pts3d_cam", "depth_along_ray", "ray_directions_cam"))
-        pred_dense = (prediction[key] for key in ("pts3d_cam", "depth_along_ray", "ray_directions"))
+        true_cam, true_depth, true_rays = (batch[key] for key in ("pts3d_cam", "depth_along_ray", "ray_directions_cam"))
+        pred_cam, pred_depth, pred_rays = (prediction[key] for key in ("pts3d_cam", "depth_along_ray", "ray_directions"))
         return cls(
-            true=Geometry.scaled(true_factor, points, *true_dense, moved_quats[0], moved_trans[0]),
-            pred=Geometry.scaled(pred_factor, pred_points, *pred_dense, pred_quats, pred_trans),
+            true=Geometry.scaled(true_factor, points, true_cam, true_depth, true_rays, moved_quats[0], moved_trans[0]),
+            pred=Geometry.scaled(pred_factor, pred_points, pred_cam, pred_depth, pred_rays, pred_quats, pred_trans),
             valid=valid,
             labels=labels,
             synthetic=batch["is_synthetic"].bool(),
@@ -194,7 +194,7 @@ class Loss(nn.Module):
         return LossOutput(total, {name: value.detach() for name, value in (parts | notes).items()})
 
     def scene(self, batch: Views, prediction: Views, teacher: Views | None = None) -> Scene:
-        """What the terms are called with."""
+        """The scene that the terms are called with."""
         stacked = Stacked(teacher) if teacher is not None else None
         return Scene.build(Stacked(batch), Stacked(prediction), stacked, self.to_view0)
 

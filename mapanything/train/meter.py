@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ class TrainingError(RuntimeError):
 
 @dataclass
 class Sums:
-    """What an epoch has added up to, of all ranks together once they are `joined`. Plain numbers, saved with a checkpoint."""
+    """An epoch's sums, of all ranks together once they are `joined`. Plain numbers, saved with a checkpoint."""
 
     terms: dict[str, float] = field(default_factory=dict)  # name -> sum over scenes
     scenes: float = 0.0
@@ -38,8 +38,9 @@ class Sums:
     def joined(self, total: Callable[[Tensor], Tensor]) -> Sums:
         """Sums over ranks; `total` adds up a float64 vector. A collective call. Times are not added."""
         names = list(self.terms)
-        vector = total(torch.tensor([self.scenes, self.views, self.flops, *self.terms.values()], dtype=torch.float64)).tolist()
-        return Sums(dict(zip(names, vector[3:], strict=True)), *vector[:2], self.steps, self.seconds, self.waited, vector[2])
+        numbers = torch.tensor([self.scenes, self.views, self.flops, *self.terms.values()], dtype=torch.float64)
+        scenes, views, flops, *terms = total(numbers).tolist()
+        return replace(self, terms=dict(zip(names, terms, strict=True)), scenes=scenes, views=views, flops=flops)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -47,7 +48,7 @@ class Sums:
 
 @dataclass
 class _Entry:
-    """Of one batch; `values` on the device: loss, then its terms."""
+    """Numbers of one batch; `values` on the device: loss, then its terms."""
 
     values: Tensor
     names: tuple[str, ...]

@@ -21,7 +21,8 @@ from mapanything.train.optim import OptimConfig, freeze
 
 
 class Objective(nn.Module):
-    """
+    """The network and the losses of training and validation.
+
     Args:
         amp: compute encoder and transformer in bf16; heads and loss stay in float32.
         teacher: frozen, on the device; for losses that need one. No part of this module: neither wrapped nor saved.
@@ -36,7 +37,7 @@ class Objective(nn.Module):
 
     def forward(self, views: Sequence[View], criterion: str = "train") -> tuple[Tensor, dict[str, Tensor], Outputs]:
         """Loss of a batch of V views (see `per_view`), its detached terms in the same unit, and what was predicted."""
-        loss_of: Loss = self.criteria[f"for_{criterion}"]  # type: ignore[assignment]
+        loss_of = cast(Loss, self.criteria[f"for_{criterion}"])
         (teacher,), target = self._teacher, None
         # No cache of bf16 weights: each is used once a pass, and the cache would hold copies of all of them until its end.
         with torch.autocast(views[0]["img"].device.type, torch.bfloat16, enabled=self.amp, cache_enabled=False):

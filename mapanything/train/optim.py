@@ -1,4 +1,4 @@
-"""Which weights learn, at which rate, and how the rate moves.
+"""The optimizer: which weights learn, at which rate, and how the rate moves.
 
 A weight that the config leaves without work (encoders of inputs that are never offered) or that is frozen has requires_grad
 False: it gets no gradient buffer and no optimizer state, and no rank waits for a gradient that never comes.
@@ -47,7 +47,7 @@ class OptimConfig:
             raise InputError(f"train_params: {given}: give two numbers in [0, 1), and one of 0 or more")
 
     def factor(self, epoch: float) -> float:
-        """What all rates are multiplied with at a fractional epoch: a linear warm-up, then half a cosine."""
+        """The factor of all rates at a fractional epoch: a linear warm-up, then half a cosine."""
         warmup = self.warmup_fraction * self.epochs
         if epoch < warmup:
             return epoch / warmup

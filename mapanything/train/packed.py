@@ -20,7 +20,7 @@ _ALIGNMENT = 64  # bytes; no dtype needs more, and no two tensors share a cache 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a tensor lies in the piece."""
+    """The place of a tensor in the piece."""
 
     start: int
     dtype: torch.dtype

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from mapanything.datasets.sampler import BudgetSampler
 from mapanything.environment import fingerprint
@@ -23,10 +23,10 @@ from mapanything.errors import InputError
 from mapanything.train import batches, logs, stages, state
 from mapanything.train.build import build
 from mapanything.train.checkpoints import FORMAT, LAST, clean, find_resumable, read, write
-from mapanything.train.distributed import Plan, Process, wrap
+from mapanything.train.distributed import Layout, Process, wrap
 from mapanything.train.objective import build_objective, uses_bf16
 from mapanything.train.optim import OptimConfig, make_optimizer
-from mapanything.train.throughput import peak
+from mapanything.train.throughput import peak_flops
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Params:
 
 @dataclass
 class Position:
-    """How far a run is; `sums` are those of the epoch that is not finished."""
+    """The place that a run has reached; `sums` are those of the epoch that is not finished."""
 
     epoch: int = 0  # finished ones
     best: float = math.inf
@@ -79,7 +79,7 @@ class Run:
         InputError: anything that a person can put right.
     """
 
-    def __init__(self, config: DictConfig, layout: Plan, process: Process) -> None:
+    def __init__(self, config: DictConfig, layout: Layout, process: Process) -> None:
         self.config, self.layout, self.process = config, layout, process
         self.folder = Path(config.output_dir).expanduser()
         self.params, self.optim = _read_params(config)
@@ -94,11 +94,11 @@ class Run:
         self.train_feed = self._feed("train", shuffle=True)
         self.validate_feed = self._feed("validate", shuffle=False) if self.params.validate else None
         feeds = {"train": self.train_feed, "validate": self.validate_feed}
-        self.data = {part: batches.fingerprint(feed.scenes) for part, feed in feeds.items() if feed is not None}
+        self.data = {part: batches.data_facts(feed.scenes) for part, feed in feeds.items() if feed is not None}
         self.module = self._build(checkpoint)
         self.optimizer = make_optimizer(self.model, self.optim)
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.peak_flops = peak(process.device)
+        self.peak_flops = peak_flops(process.device)
         self._random: dict[str, Any] | None = None
         if saved is not None:
             assert checkpoint is not None
@@ -198,7 +198,8 @@ class Run:
         fresh = state.load_optimizer(self.model, self.optimizer, saved["optimizer"])
         self.train_feed.sampler.load_state_dict(saved["sampler"])
         self.position = Position(**saved["position"])
-        before, now = (stages.flatten({"train_params": c["train_params"]}) for c in (saved["config"], _plain(self.config)))
+        configs = (saved["config"], stages.plain(self.config))
+        before, now = (stages.flatten({"train_params": config["train_params"]}) for config in configs)
         notes = [note for note in stages.differences(before, now) if not note.startswith(HARMLESS)]
         notes += stages.differences(saved["layout"], self._layout())
         if saved["data"]["train"].get("depth", self.data["train"]["depth"]) != self.data["train"]["depth"]:
@@ -240,7 +241,7 @@ class Run:
                 "sampler": self.train_feed.sampler.state_dict(),
                 "position": asdict(self.position),
                 "identity": stages.identity(self.config),
-                "config": _plain(self.config),
+                "config": stages.plain(self.config),
                 "layout": self._layout(),
                 "data": self.data,
             }
@@ -261,7 +262,7 @@ class Run:
         Image.fromarray(pixels).save(folder / name)
 
     def _layout(self) -> dict[str, Any]:
-        """What decides in which order sums over scenes are made."""
+        """The settings that decide in which order sums over scenes are made."""
         accumulation, strategy = self.layout.accumulation, self.layout.strategy
         return {"world_size": self.process.world_size, "accumulation": accumulation, "strategy": strategy}
 
@@ -305,20 +306,19 @@ class Run:
         logs.write_status(self.folder, state="running", reason=None, **status)
         counts = ", ".join(f"{count / 1e6:.3g} M {kind}" for kind, count in self.parameters.items() if count)
         sampler = self.train_feed.sampler
-        log.info(
-            "stage %d into %s: %d scenes (%d to %d views), %d in validation; %d %s × %d images, %d batches each per step; "
-            "parameters: %s",
-            *(manifest["stage"], self.folder, len(self.train_feed.scenes), sampler.min_views.min(), sampler.max_views.max()),
-            len(self.validate_feed.scenes) if self.validate_feed is not None else 0,
-            *(self.process.world_size, "GPUs" if cuda else "CPU processes", sampler.budget, self.layout.accumulation, counts),
-        )
+        scenes = f"{len(self.train_feed.scenes)} scenes ({sampler.min_views.min()} to {sampler.max_views.max()} views)"
+        validation = len(self.validate_feed.scenes) if self.validate_feed is not None else 0
+        processes = f"{self.process.world_size} {'GPUs' if cuda else 'CPU processes'} × {sampler.budget} images"
+        steps = f"{processes}, {self.layout.accumulation} batches each per step"
+        place = f"stage {manifest['stage']} into {self.folder}"
+        log.info("%s: %s, %d in validation; %s; parameters: %s", place, scenes, validation, steps, counts)
         log.info("depth labels: %s", self.train_feed.scenes.depth_kind or "of a kind that nobody knows")
         if self.layout.note:
             log.info("%s", self.layout.note)
 
 
 def _read_params(config: DictConfig) -> tuple[Params, OptimConfig]:
-    values = _plain(config)["train_params"]
+    values = stages.plain(config)["train_params"]
     own = {f.name for f in fields(Params)}
     known = own | {f.name for f in fields(OptimConfig)}
     unknown = sorted(set(values) - known)
@@ -328,9 +328,3 @@ def _read_params(config: DictConfig) -> tuple[Params, OptimConfig]:
         return Params(**{k: values[k] for k in own}), OptimConfig.of(values)
     except (TypeError, KeyError) as error:
         raise InputError(f"train_params: a number is missing or no number ({error})") from error
-
-
-def _plain(config: DictConfig) -> dict[str, Any]:
-    values = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(values, dict)
-    return values  # type: ignore[return-value]

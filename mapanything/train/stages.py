@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -55,7 +55,7 @@ def quoted(override: str) -> str:
 
 
 def stage_of(config: DictConfig) -> int:
-    """Which stage's kind of training a config is: one vehicle, several with a fixed number of views, or a variable one."""
+    """The stage whose kind of training a config is: one vehicle, several with a fixed number of views, or a variable one."""
     if not str(config.dataset.train._target_).endswith("OPV2VCoopDataset"):
         return 1
     dataset = config.dataset
@@ -64,7 +64,8 @@ def stage_of(config: DictConfig) -> int:
 
 
 def check_start(config: DictConfig) -> None:
-    """
+    """Checks that a fresh run has something to start from.
+
     Raises:
         InputError: the weights that a fresh run is to start from are not there.
     """
@@ -93,10 +94,14 @@ def _output_of(stage: int, config: DictConfig) -> str:
     return str(standard.output_dir)
 
 
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A resolved config as plain values."""
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+
+
 def identity(config: DictConfig) -> dict[str, Any]:
-    """What must be the same when a run is resumed, flat: data selection, network, loss and seed; not places and speed."""
-    values = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(values, dict)
+    """The settings that a resumed run must share, flat: data selection, network, loss and seed; not places and speed."""
+    values = plain(config)
     flat = flatten({"stage": stage_of(config)} | {key: values[key] for key in ("dataset", "model", "loss")})
     flat["train_params.seed"] = values["train_params"]["seed"]
     ignored = (".root", ".depth_root", ".exclude", ".pretrained", ".gradient_checkpointing", "allow_tests_only")
@@ -115,13 +120,14 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What has changed, as `key: old -> new`."""
+    """The changes, as `key: old -> new`."""
     keys = dict.fromkeys([*before, *now])
     return [f"{k}: {before.get(k)} -> {now.get(k)}" for k in keys if before.get(k) != now.get(k)]
 
 
 def check_same_run(before: Mapping[str, Any], config: DictConfig, folder: Path) -> None:
-    """
+    """Checks that a checkpoint is one of this run.
+
     Raises:
         InputError: the checkpoint in `folder` is that of another stage, network, data selection or loss.
     """

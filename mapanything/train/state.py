@@ -1,4 +1,4 @@
-"""What a resumed run needs, as plain values and whole tensors, whatever the strategy and the number of processes were.
+"""The state of a resumed run as plain values and whole tensors, whatever the strategy and the number of processes were.
 
 Everything is known by its parameter's name, so a checkpoint of four ranks with DDP goes into two with FSDP. Random states
 belong to a rank; with another number of ranks they are drawn anew.

@@ -1,4 +1,4 @@
-"""How fast, measured against what the GPU could do: model FLOPs utilisation.
+"""The speed of training against what the GPU could do: model FLOPs utilisation.
 
 The FLOPs of a step are counted on tensors without data, once per number of views: three forward passes (backward is two);
 what gradient checkpointing computes twice does not count as useful. Frozen parts need less; then it says more than it was.
@@ -30,7 +30,7 @@ PEAKS = {
 }
 
 
-def peak(device: torch.device) -> float | None:
+def peak_flops(device: torch.device) -> float | None:
     """FLOP/s of a GPU, None where it is not known."""
     if device.type != "cuda":
         return None

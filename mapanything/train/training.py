@@ -27,7 +27,7 @@ from mapanything.files import DISK_ERRORS, Lock
 from mapanything.train import logs
 from mapanything.train.batches import end_loaders, lost_loader
 from mapanything.train.checkpoints import FINAL, LAST, PREVIOUS
-from mapanything.train.distributed import Plan, Process, depart, join, plan, under_launcher
+from mapanything.train.distributed import Layout, Process, depart, join, lay_out, under_launcher
 from mapanything.train.loop import Trainer
 from mapanything.train.meter import TrainingError
 from mapanything.train.run import Run
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.cfg:
         print(OmegaConf.to_yaml(config, resolve=True), end="")
         return 0
-    layout = plan(config.distributed)
+    layout = lay_out(config.distributed)
     if not under_launcher():
         check(config)
     if under_launcher() or layout.world_size == 1:
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check(config: DictConfig) -> None:
-    """What can be known to be wrong before any process is started; each checks it again for itself.
+    """Checks what can be known before any process is started; each checks it again for itself.
 
     Raises:
         InputError: see `Run`.
@@ -75,7 +75,7 @@ def check(config: DictConfig) -> None:
     Lock(folder, "output_dir", logs.LOCK).release()
 
 
-def work(config: DictConfig, layout: Plan) -> int:
+def work(config: DictConfig, layout: Layout) -> int:
     """This process's part of a run; its exit code."""
     with Stop() as stop:
         process = join(layout)
@@ -106,7 +106,7 @@ def work(config: DictConfig, layout: Plan) -> int:
                     lock.release()
 
 
-def _train(config: DictConfig, layout: Plan, process: Process, stop: Stop, watch: Watch) -> int:
+def _train(config: DictConfig, layout: Layout, process: Process, stop: Stop, watch: Watch) -> int:
     try:
         run = Run(config, layout, process)
         code = 0

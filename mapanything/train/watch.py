@@ -55,7 +55,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a run ends, and with which exit code."""
+    """The reason why a run ends, and its exit code."""
 
     code: int
     reason: str
@@ -79,7 +79,8 @@ class Watch:
         self._process, self._stop = process, stop
         self._parent = os.getppid()
         self._peers: dict[int, int] = {}  # rank -> pid, of this machine
-        self._store = process.store.clone() if process.store is not None else None
+        # A connection of this thread's own; torch's stubs leave `clone` out.
+        self._store = process.store.clone() if process.store is not None else None  # pyright: ignore[reportAttributeAccessIssue]
         self._end = threading.Event()
         self._alive, self._stop_seen = time.monotonic(), 0.0
         self.busy = False  # something long and local is going on, such as writing a file: don't take it for death
@@ -174,7 +175,7 @@ class Watch:
 
 
 def _is_consequence(reason: str) -> bool:
-    """Whether an error looks like what a dead peer causes."""
+    """Tells whether an error looks like what a dead peer causes."""
     return any(word in reason for word in ("Connection", "connection", "NCCL", "gloo", "Gloo", "peer", "DistBackend"))
 
 

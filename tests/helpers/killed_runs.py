@@ -44,7 +44,7 @@ class KilledRun:
     arguments: list[str]
     ranks: int
     victims: str
-    rng: random.Random
+    rng: random.Random = field(default_factory=random.Random)
     hit: Counter[str] = field(default_factory=Counter)
 
     def until_killed(self) -> bool:

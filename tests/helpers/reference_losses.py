@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,7 +121,7 @@ def gradient_loss(pred: list[Tensor], true: list[Tensor], masks: list[Tensor]) -
     return loss
 
 
-def reference_loss(batch, preds, weights, confidence, absolute, relative, to_view0):
+def reference_loss(batch, preds, weights, confidence, absolute, relative, to_view0) -> tuple[Any, dict[str, Any]]:
     """-> total, {term: sum over views of its contributions}."""
     num_views, num_samples = len(batch), len(batch[0]["valid_mask"])
     zero = preds[0]["pts3d"].new_zeros(())

@@ -19,7 +19,7 @@ from mapanything.memory.ledger import Ledger
 from mapanything.memory.peak import STRATEGIES, Shape, Trace
 from mapanything.memory.step import trace
 from mapanything.models.layers import Attention
-from mapanything.train.distributed import Plan, Process, wrap
+from mapanything.train.distributed import Layout, Process, wrap
 from mapanything.train.optim import OptimConfig, make_optimizer
 from mapanything.train.stages import compose_config
 
@@ -117,7 +117,7 @@ def test_plan_of_a_strategy_is_what_its_wrapper_allocates(strategy: str) -> None
     """The second step, with the gradients' buckets and the optimizer's state there: what comes and goes on top of them."""
     objective = step.random_objective(config(), amp=False)
     process = Process(0, 0, 1, torch.device("cpu"), control=dist.group.WORLD)
-    module = wrap(objective, Plan(1, 1, "cpu", strategy, dist.default_pg_timeout), process)
+    module = wrap(objective, Layout(1, 1, "cpu", strategy, dist.default_pg_timeout), process)
     optimizer = make_optimizer(objective.model, OptimConfig.of(config().train_params))
     views = step.make_batch(SHAPE, "cpu")
 

@@ -7,6 +7,8 @@ import os
 import resource
 import signal
 import time
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from mapanything.datasets.opv2v import OPV2VDataset
 from mapanything.datasets.sampler import BudgetSampler
+from mapanything.datasets.views import View
 from mapanything.errors import InputError
 from mapanything.train import batches, checkpoints, training
 from mapanything.train.batches import Feed
@@ -33,7 +36,7 @@ tensors = st.builds(
 views = st.lists(st.dictionaries(st.text(max_size=3), tensors | st.text() | st.lists(st.integers()), max_size=5), max_size=4)
 
 
-def assert_equal(ours: list[dict], theirs: list[dict]) -> None:
+def assert_equal(ours: Sequence[Mapping], theirs: Sequence[Mapping]) -> None:
     assert [list(view) for view in ours] == [list(view) for view in theirs]
     for ours_of, theirs_of in zip(ours, theirs, strict=True):
         for key, value in ours_of.items():
@@ -47,7 +50,7 @@ def assert_equal(ours: list[dict], theirs: list[dict]) -> None:
 
 @given(views)
 def test_packed_is_what_was_given(batch: list[dict]):
-    packed = pack(batch)
+    packed = pack(cast(list[View], batch))
     assert packed.content.is_shared()
     assert_equal(packed.unpack(), batch)
     assert all(t.data_ptr() % 64 == 0 for view in packed.unpack() for t in view.values() if torch.is_tensor(t) and t.numel())
@@ -58,7 +61,7 @@ def test_pinned_in_one_piece(monkeypatch):
     batch = [{"a": torch.arange(3), "b": "x"}, {"a": torch.ones(2, 2)}]
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pieces.append(tensor.clone()) or pieces[-1])
     pieces: list[torch.Tensor] = []
-    pinned = pin_memory(pack(batch))
+    pinned = pin_memory(pack(cast(list[View], batch)))
     assert len(pieces) == 1 and pinned.content is pieces[0]
     assert_equal(pinned.unpack(), batch)
 
@@ -74,7 +77,7 @@ def test_loader_processes_change_nothing(data):
         for one in (loaded, made):
             one.sampler.set_epoch(epoch)
         for (batch, ours), (other, theirs) in zip(loaded.batches(), made.batches(), strict=True):
-            assert batch == other
+            assert batch == other and isinstance(ours, list) and isinstance(theirs, list)
             assert_equal(ours, theirs)
 
 
@@ -86,7 +89,8 @@ def test_batches_of_many_tensors_need_few_open_files(data):
         kept = [views for _, views in feed(data, 1).batches()]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    assert sum(torch.is_tensor(value) for views in kept for view in views for value in view.values()) > few
+    loaded = [view for views in kept if isinstance(views, list) for view in views]
+    assert sum(torch.is_tensor(value) for view in loaded for value in view.values()) > few
 
 
 @pytest.mark.faults

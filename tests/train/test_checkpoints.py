@@ -85,7 +85,7 @@ def test_killed_at_every_point_of_a_save(tmp_path, point):
         os._exit(0)
     assert os.WIFSIGNALED(os.waitpid(pid, 0)[1]), "the point was never reached"
     path, notes = find_resumable(tmp_path)
-    assert path == tmp_path / LAST and not notes and value(path) in (2, 3)
+    assert path == tmp_path / LAST and not notes and value(tmp_path / LAST) in (2, 3)
     clean(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {LAST, PREVIOUS}
     write(tmp_path / LAST, content(4), keep_previous=True)
@@ -111,7 +111,7 @@ def test_damage_is_found_and_the_previous_one_taken(tmp_path, how):
     write(tmp_path / LAST, content(2), keep_previous=True)
     damaged(tmp_path / LAST, how)
     path, notes = find_resumable(tmp_path)
-    assert path == tmp_path / PREVIOUS and value(path) == 1
+    assert path == tmp_path / PREVIOUS and value(tmp_path / PREVIOUS) == 1
     assert len(notes) == 1 and LAST in notes[0] and "set aside" in notes[0]
     assert clean(tmp_path) == [f"{LAST}.corrupt"]
 

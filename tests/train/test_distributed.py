@@ -13,7 +13,7 @@ import torch
 
 from mapanything.errors import InputError
 from mapanything.train import checkpoints, training
-from mapanything.train.distributed import plan
+from mapanything.train.distributed import lay_out
 from tests.helpers.process_table import children, is_running, variables
 from tests.helpers.training_runs import finish, log_of, run, same, settings, start, weights
 
@@ -48,7 +48,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
     ],
 )
 def test_plan(values, gpus, world_size, accumulation):
-    layout = plan(DEFAULTS | values, gpus)
+    layout = lay_out(DEFAULTS | values, gpus)
     assert (layout.world_size, layout.accumulation) == (world_size, accumulation)
     assert bool(layout.note) == (world_size != values["world_size"])
 
@@ -72,24 +72,24 @@ def test_plan(values, gpus, world_size, accumulation):
 )
 def test_plans_that_cannot_be(values, gpus, message):
     with pytest.raises(InputError, match=message):
-        plan(DEFAULTS | values, gpus)
+        lay_out(DEFAULTS | values, gpus)
 
 
 def test_timeout_of_slow_clusters(monkeypatch):
-    assert plan(DEFAULTS, 1).timeout.total_seconds() == 7200
+    assert lay_out(DEFAULTS, 1).timeout.total_seconds() == 7200
     monkeypatch.setenv("TORCH_DIST_TIMEOUT", "600")
-    assert plan(DEFAULTS, 1).timeout.total_seconds() == 600
-    assert plan(DEFAULTS | {"timeout_seconds": 30}, 1).timeout.total_seconds() == 30
+    assert lay_out(DEFAULTS, 1).timeout.total_seconds() == 600
+    assert lay_out(DEFAULTS | {"timeout_seconds": 30}, 1).timeout.total_seconds() == 30
 
 
 def test_under_torchrun_its_number_counts(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    layout = plan(DEFAULTS | {"world_size": 4}, 0)
+    layout = lay_out(DEFAULTS | {"world_size": 4}, 0)
     assert (layout.world_size, layout.accumulation) == (2, 1) and "torchrun started 2" in layout.note
-    assert plan(DEFAULTS | {"world_size": 4, "keep_global_batch": True}, 0).accumulation == 2
+    assert lay_out(DEFAULTS | {"world_size": 4, "keep_global_batch": True}, 0).accumulation == 2
     with pytest.raises(InputError, match="no multiple of the 2"):
-        plan(DEFAULTS | {"world_size": 5, "keep_global_batch": True}, 0)
+        lay_out(DEFAULTS | {"world_size": 5, "keep_global_batch": True}, 0)
 
 
 # The same steps, however they are divided
@@ -195,6 +195,7 @@ def test_a_killed_rank_ends_all_in_seconds_with_its_reason(tmp_path, data):
     victim = next(p for p in ranks if b"RANK=1\0" in variables(p))
     os.kill(victim, signal.SIGKILL)
     begin = time.monotonic()
+    assert process.stdout is not None
     output = process.stdout.read()
     code = process.wait(30)
     assert time.monotonic() - begin < 60  # its peers alone would wait for TORCH_DIST_TIMEOUT, two hours

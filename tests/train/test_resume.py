@@ -84,7 +84,7 @@ def test_killed_at_random_moments(tmp_path, data, request, ranks, victims, few, 
     more = [*RANDOM, f"distributed.world_size={ranks}"]
     seed = random.randrange(10**6)
     print(f"seed {seed}")  # shown when the test fails
-    undisturbed = KilledRun(tmp_path / "undisturbed", settings(tmp_path / "undisturbed", data, *more), ranks, victims, None)
+    undisturbed = KilledRun(tmp_path / "undisturbed", settings(tmp_path / "undisturbed", data, *more), ranks, victims)
     undisturbed.to_the_end()
     out = tmp_path / "killed"
     arguments = settings(out, data, *more, "train_params.save_every_minutes=0")

@@ -28,15 +28,8 @@ def draw(views: Sequence[View], outputs: Outputs, sample: int = 0, max_views: in
     near, far = (known.quantile(q).item() if len(known) else default for q, default in ((0.02, 1.0), (0.98, 100.0)))
     for v, (view, depth) in enumerate(zip(views, true)):
         predicted = outputs.depth_along_ray[sample, v, ..., 0].float()
-        columns.append(
-            np.concatenate(
-                [
-                    _small(_photo(view["img"][sample])),
-                    _small(_colours(depth, near, far)),
-                    _small(_colours(predicted, near, far)),
-                ]
-            )
-        )
+        shown = (_photo(view["img"][sample]), _colours(depth, near, far), _colours(predicted, near, far))
+        columns.append(np.concatenate([_small(pixels) for pixels in shown]))
     strip = np.concatenate(columns, axis=1)
     points = torch.cat([outputs.pts3d[sample, v][view["valid_mask"][sample]] for v, view in enumerate(views)])
     truth = torch.cat([_in_view0(views, v, sample) for v in range(len(views))])

@@ -67,6 +67,28 @@ def test_stopped_after_every_step(tmp_path, data, monkeypatch):
 
 
 @pytest.mark.faults
+def test_a_broken_file_of_validation(tmp_path, sample_root, sample_depth_root, monkeypatch):
+    """Validation draws numbers of its own; what is saved when it can't go on are training's."""
+    for folder in (sample_root, sample_depth_root, sample_root.parent):
+        (folder / ".tests-only").unlink(missing_ok=True)
+    data = sample_root, sample_depth_root
+    assert training.main(settings(tmp_path / "undisturbed", data, *RANDOM)) == 0
+    victim = min((sample_depth_root / "validate").rglob("*_depth.npy"))
+    content, step = victim.read_bytes(), Trainer._step
+
+    def break_it(self, *values):
+        victim.write_bytes(content[:100])
+        return step(self, *values)
+
+    monkeypatch.setattr(Trainer, "_step", break_it)
+    assert training.main(settings(tmp_path / "broken", data, *RANDOM)) == 2
+    monkeypatch.undo()
+    victim.write_bytes(content)
+    assert training.main(settings(tmp_path / "broken", data, *RANDOM)) == 0
+    assert same(tmp_path / "undisturbed" / checkpoints.FINAL, tmp_path / "broken" / checkpoints.FINAL)
+
+
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("ranks", "victims", "few", "many"),
     [

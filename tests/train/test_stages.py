@@ -7,7 +7,8 @@ import sys
 from itertools import pairwise
 
 import pytest
-from invoke import Context, Exit
+from invoke.context import Context
+from invoke.exceptions import Exit
 from omegaconf import OmegaConf
 
 import tasks
@@ -45,6 +46,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
 def train(**given: object) -> None:
     """The task with these options, the others as when they are not given."""
     task = tasks.namespace.tasks["train"]
+    assert isinstance(task, tasks.TableTask)
     task(Context(), **{option.key: given.get(option.key) for option in task.options})
 
 

@@ -56,7 +56,7 @@ def test_agreed_depth_is_right_and_never_the_own_vehicle(number):
 
 
 def test_a_part_of_the_own_vehicle_that_both_sweeps_see_gets_no_label_of_two():
-    bar = ((3.5, -0.6, -1.6), (3.55, 0.6, -0.7))  # before camera0
+    bar = ((3.5, -0.6, -1.6), (3.55, 0.6, -1.0))  # before camera0
     seen, both, _ = fused(0, [], (), [bar])
     assert ((both > 0) & (seen == 0)).sum() > 1000 and not ((both > 0) & (both < 1) & (seen == 0)).any()
 

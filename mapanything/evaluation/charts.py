@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from mapanything.evaluation.report import Row, Summary, parts
-from mapanything.pictures.canvas import new_figure, png_bytes
-from mapanything.pictures.colors import DARK, GRID, LIGHT
+from mapanything.pictures.canvas import axes_at, new_figure, png_bytes
+from mapanything.pictures.colors import GRID, LIGHT
 
 PANELS = (
     ("pose_translation_m", "pose translation, m"),
@@ -23,6 +23,7 @@ PANELS = (
 )
 SHARES = {"auc_10", "bev_iou"}  # between 0 and 1; everything else is an error whose models differ by orders of magnitude
 COLORS = {"single": "#ff9100", "coop": "#00e5ff"}
+STYLES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 SIZE = (1920, 1000)
 
 
@@ -41,7 +42,7 @@ def metrics_png(rows: Sequence[Row]) -> bytes:
         axes.set_xticks(range(len(models)), models)
         axes.set_xlim(-0.6, len(models) - 0.4)
         _scale(axes, [row.measured.values[name] for row in rows], name in SHARES)
-    _legend(figure, {mode: COLORS[mode] for mode in modes})
+    _legend(figure, modes)
     return png_bytes(figure)
 
 
@@ -66,18 +67,16 @@ def groups_png(summary: Summary) -> bytes:
         ("role", "pose_translation_m", "pose translation by vehicle, m"),
         ("role", "pose_rotation_deg", "pose rotation by vehicle, °"),
     )
-    styles = ("-", "--", ":", "-.")
     for place, (kind, name, title) in enumerate(wanted):
         axes = _panel(figure, 2, 3, place, title)
         groups = list(dict.fromkeys(group for of in summary.groups.values() for group in of.get(kind, {})))
         for (model, mode), of in summary.groups.items():
             values = [of[kind][group][name].mean if group in of.get(kind, {}) else np.nan for group in groups]
-            style = styles[summary.models.index(model) % len(styles)]
+            style = STYLES[summary.models.index(model) % len(STYLES)]
             axes.plot(range(len(groups)), values, style, marker="o", markersize=5, color=COLORS[mode])
         axes.set_xticks(range(len(groups)), groups)
         _scale(axes, [g[name].mean for of in summary.groups.values() for g in of.get(kind, {}).values()], False)
-    lines = {mode: COLORS[mode] for mode in summary.modes}
-    _legend(figure, lines, {model: styles[i % len(styles)] for i, model in enumerate(summary.models)})
+    _legend(figure, summary.modes, summary.models)
     return png_bytes(figure)
 
 
@@ -100,22 +99,16 @@ def _scale(axes: Any, values: Sequence[float], share: bool) -> None:
 
 def _panel(figure: Any, rows: int, columns: int, place: int, title: str) -> Any:
     row, column = divmod(place, columns)
-    width, height = 1 / columns, 0.93 / rows
-    axes = figure.add_axes(
-        (column * width + 0.045, 1 - 0.07 - (row + 1) * height + 0.075, width - 0.06, height - 0.125), facecolor=DARK
-    )
-    axes.set_title(title, color=LIGHT, fontsize=13)
-    axes.tick_params(colors=LIGHT, labelsize=10)
+    width, height = SIZE[0] / columns, 0.93 * SIZE[1] / rows
+    axes = axes_at(figure, column * width + 86.4, 120 + row * height, width - 115.2, height - 125, title, 10)
     axes.grid(axis="y", color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
-    for spine in axes.spines.values():
-        spine.set_color(GRID)
     return axes
 
 
-def _legend(figure: Any, colors: dict[str, str], styles: dict[str, str] | None = None) -> None:
+def _legend(figure: Any, modes: Sequence[str], models: Sequence[str] = ()) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color=color, linewidth=3, label=name) for name, color in colors.items()]
-    handles += [Line2D([], [], color=LIGHT, linestyle=style, label=name) for name, style in (styles or {}).items()]
+    handles = [Line2D([], [], color=COLORS[mode], linewidth=3, label=mode) for mode in modes]
+    handles += [Line2D([], [], color=LIGHT, linestyle=STYLES[i % len(STYLES)], label=name) for i, name in enumerate(models)]
     figure.legend(handles=handles, loc="upper center", ncols=len(handles), frameon=False, labelcolor=LIGHT, fontsize=12)

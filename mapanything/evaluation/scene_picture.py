@@ -10,15 +10,16 @@ from numpy.typing import NDArray
 from mapanything.evaluation.metrics import proper_poses, sample_rows
 from mapanything.evaluation.scene import Truth, in_one_frame
 from mapanything.geometry.types import Float
-from mapanything.pictures.canvas import new_figure, png_bytes
-from mapanything.pictures.colors import BACKGROUND, LIGHT, PREDICTED, TRUE, TRUE_BELOW, rgb
+from mapanything.pictures.canvas import new_figure, png_bytes, text_at
+from mapanything.pictures.colors import BACKGROUND, PREDICTED, TRUE, TRUE_BELOW, rgb
 from mapanything.pictures.render import View, chase_view, render
 from mapanything.pictures.scenes import Cameras, Cloud
 from mapanything.results.reconstruction import Reconstruction
 
 SIZE = (1600, 880)  # pixels
 PANEL = (790, 560)
-MOST_POINTS = 400_000
+MOST_POINTS, MOST_IMAGES = 400_000, 8
+STYLE: dict[str, Any] = {"background": BACKGROUND, "point_size": 1.5, "line_width": 2.0, "supersample": 2}
 REACH = 500.0  # metres; what a diverged network puts farther away would make the rest a dot
 
 
@@ -28,7 +29,6 @@ def scene_png(predicted: Reconstruction, truth: Truth, title: str) -> bytes:
     Raises:
         InputError: no EGL on this machine.
     """
-    views = len(truth.cameras)
     placed = truth.lidar_from_camera[0] @ proper_poses(predicted.view0_from_camera)
     size = (predicted.mask.shape[2], predicted.mask.shape[1])
     items = [
@@ -38,25 +38,19 @@ def scene_png(predicted: Reconstruction, truth: Truth, title: str) -> bytes:
     ]
     reach = float(np.abs(truth.lidar_from_camera[:, :3, 3]).max())
     above = View.look_at(
-        (0.0, -70.0 - 2 * reach, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 1.0), width=PANEL[0], height=PANEL[1], **_style()
+        (0.0, -70.0 - 2 * reach, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 1.0), width=PANEL[0], height=PANEL[1], **STYLE
     )
     figure = new_figure(*SIZE)
-    for column, view in enumerate((chase_view(*PANEL, **_style()), above)):
+    for column, view in enumerate((chase_view(*PANEL, **STYLE), above)):
         image = render(items, view)
         figure.figimage(image, 5 + column * (PANEL[0] + 10), SIZE[1] - 60 - PANEL[1], origin="upper")
-    figure.text(0.006, 1 - 30 / SIZE[1], title, color=LIGHT, fontsize=13, va="center")
+    text_at(figure, 0.006 * SIZE[0], 30, title, 13)
     legend = {"predicted cameras; predicted points in the images' colours": PREDICTED, "true cameras and points": TRUE}
     for line, (text, color) in enumerate(legend.items()):
-        y = 1 - (60 + PANEL[1] + 18) / SIZE[1]
-        figure.text(0.006 + 0.4 * line, y, f"■ {text}", color=rgb(color), fontsize=11, va="center")
-    shown = min(views, 8)
-    for i in range(shown):
-        _thumbnail(figure, predicted.colours[i], f"{truth.agents[i]} {truth.cameras[i]}", i, shown)
+        text_at(figure, (0.006 + 0.4 * line) * SIZE[0], 60 + PANEL[1] + 18, f"■ {text}", 11, rgb(color))
+    for i, image in enumerate(predicted.colours[:MOST_IMAGES]):
+        _thumbnail(figure, image, f"{truth.agents[i]} {truth.cameras[i]}", i, min(len(truth.cameras), MOST_IMAGES))
     return png_bytes(figure)
-
-
-def _style() -> dict[str, Any]:
-    return {"background": BACKGROUND, "point_size": 1.5, "line_width": 2.0, "supersample": 2}
 
 
 def _clouds(predicted: Reconstruction, truth: Truth, placed: Float) -> list[Cloud]:
@@ -66,7 +60,8 @@ def _clouds(predicted: Reconstruction, truth: Truth, placed: Float) -> list[Clou
         true = in_one_frame(truth.points_cam, truth.valid, truth.lidar_from_camera)
     points = in_one_frame(predicted.points_cam, predicted.mask, placed)
     # Points and colours are drawn together, so that both stay in step.
-    rows = sample_rows(np.concatenate([points, predicted.colours[predicted.mask]], axis=1), MOST_POINTS, rng)
+    rows = np.concatenate([points, predicted.colours[predicted.mask].astype(np.float64)], axis=1)
+    rows = sample_rows(rows, MOST_POINTS, rng)
     with np.errstate(invalid="ignore", over="ignore"):
         rows = rows[np.linalg.norm(rows[:, :3], axis=1) < REACH]
     true = sample_rows(true[np.linalg.norm(true, axis=1) < REACH], MOST_POINTS, rng)
@@ -89,5 +84,4 @@ def _thumbnail(figure: Any, image: NDArray[np.uint8], name: str, place: int, cou
     axes = figure.add_axes((left / SIZE[0], bottom / SIZE[1], (width - 6) / SIZE[0], height / SIZE[1]))
     axes.imshow(image)
     axes.set_axis_off()
-    y = (bottom + height + 10) / SIZE[1]
-    figure.text(left / SIZE[0], y, name, color=LIGHT, fontsize=10, va="center")
+    text_at(figure, left, SIZE[1] - (bottom + height + 10), name, 10)

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch import Tensor
 from mapanything.datasets.views import Framing, normalise
 from mapanything.errors import InputError
 from mapanything.geometry.rigid import rotation_error
-from mapanything.inference.pixels import BAYER_PATTERNS, decode, image_size, images_in, in_memory, to_numpy
+from mapanything.inference.pixels import BAYER_PATTERNS, decode, image_size, images_in, path_or_pixels, to_numpy
 
 # Width / height -> (width, height), all multiples of 14.
 MAPPING_518 = {
@@ -175,12 +176,12 @@ def _prepare(
     for view, place in zip(views, places, strict=True):
         _check_keys(view, place, norm_type)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # decoding releases the interpreter's lock
-        images = list(pool.map(lambda view, place: in_memory(view["img"], place), views, places))
+        images = list(pool.map(lambda view, place: path_or_pixels(view["img"], place), views, places))
         sizes = list(pool.map(lambda image: image_size(image, bayer), images))
         ratio = sum(w / h for w, h in sizes) / len(sizes)
         target = target_size(ratio, resize_mode, size, patch_size, resolution_set)
-        jobs = zip(views, places, images, sizes, strict=True)
-        return list(pool.map(lambda job: _prepare_view(*job, target, norm_type, bayer), jobs))
+        common = (repeat(target), repeat(norm_type), repeat(bayer))
+        return list(pool.map(_prepare_view, views, places, images, sizes, *common))
 
 
 def _prepare_view(

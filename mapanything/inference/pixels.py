@@ -39,7 +39,7 @@ def images_in(folder: Path) -> list[Path]:
     return paths
 
 
-def in_memory(value: Any, place: str) -> Path | NDArray[np.uint8]:
+def path_or_pixels(value: Any, place: str) -> Path | NDArray[np.uint8]:
     """What is in memory as (h, w, 3) uint8 RGB; a file stays a path, to be decoded when it is its turn."""
     if isinstance(value, (str, Path)):
         return Path(value)

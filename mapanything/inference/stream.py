@@ -30,7 +30,10 @@ from mapanything.results.record import SceneKey, Settings, scene_folder
 
 READERS, WRITERS = 3, 3
 Report = Callable[[SceneKey, str], None]  # a scene is done; what is wrong with it, '' if nothing
-Item, Read, Made, Result = TypeVar("Item"), TypeVar("Read"), TypeVar("Made"), TypeVar("Result")
+Item = TypeVar("Item")
+Read = TypeVar("Read")
+Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,24 +48,48 @@ def figure_image(figure: Any) -> NDArray[np.uint8]:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def axes_at(figure: Any, left: float, top: float, width: float, height: float) -> Any:
+def size_of(figure: Any) -> tuple[int, int]:
+    """(width, height) in pixels."""
+    width, height = figure.get_size_inches() * DPI
+    return round(width), round(height)
+
+
+def axes_at(figure: Any, left: float, top: float, width: float, height: float, title: str = "", tick_size: int = 11) -> Any:
     """Axes at pixel positions counted from the upper left corner."""
-    total = figure.get_size_inches() * DPI
+    total = size_of(figure)
     axes = figure.add_axes((left / total[0], 1 - (top + height) / total[1], width / total[0], height / total[1]))
     axes.set_facecolor(DARK)
-    axes.tick_params(colors=LIGHT, labelsize=11)
+    axes.tick_params(colors=LIGHT, labelsize=tick_size)
     for spine in axes.spines.values():
         spine.set_color(GRID)
+    if title:
+        axes.set_title(title, color=LIGHT, fontsize=13)
     return axes
 
 
-def write(axes: Any, place: NDArray[np.floating], text: str, color: Any, size: float, **options: Any) -> None:
-    """Text with a dark outline, centred."""
+def text_at(figure: Any, left: float, middle: float, text: str, size: float, color: Any = LIGHT) -> None:
+    """A line of text from `left` on, at half its height; pixels from the upper left corner."""
+    width, height = size_of(figure)
+    figure.text(left / width, 1 - middle / height, text, color=color, fontsize=size, va="center")
+
+
+def plain_ticks(axis: Any, places: Sequence[float]) -> None:
+    """Ticks just there, with numbers as one writes them, on a logarithmic axis too."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    formatter = FuncFormatter(lambda value, _: f"{value:g}")
+    axis.set(major_locator=FixedLocator(list(places)), minor_locator=NullLocator(), major_formatter=formatter)
+
+
+def write(
+    axes: Any, place: NDArray[np.floating], text: str, color: Any, size: float, *, outline: float = 2.5, **options: Any
+) -> None:
+    """Text with a dark outline, centred where `options` say nothing else."""
     from matplotlib import patheffects
 
-    outline = [patheffects.withStroke(linewidth=2.5, foreground=DARK)]
-    axes.text(*place, text, color=rgb(color), fontsize=size, ha="center", va="center", clip_on=True,
-              path_effects=outline, **options)  # fmt: skip
+    effects = [patheffects.withStroke(linewidth=outline, foreground=DARK)]
+    style = {"ha": "center", "va": "center", "clip_on": True, "path_effects": effects} | options
+    axes.text(*place, text, color=rgb(color), fontsize=size, **style)
 
 
 class Places:

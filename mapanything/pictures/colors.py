@@ -32,8 +32,10 @@ ERROR_MAP = "plasma"  # its luminance rises all the way, which every eye sees; i
 ERROR_MAP_START = 0.2
 
 
-def rgb(color: Colors) -> tuple[float, float, float]:
-    """A colour as Matplotlib takes it."""
+def rgb(color: Colors | str) -> tuple[float, float, float] | str:
+    """A colour as Matplotlib takes it; one of its own words stays."""
+    if isinstance(color, str):
+        return color
     red, green, blue = (np.asarray(color) / 255.0).tolist()
     return red, green, blue
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mapanything.pictures.canvas import new_figure, png_bytes
-from mapanything.pictures.colors import DARK, GRID, LIGHT, PREDICTED, TRUE
+from mapanything.pictures.canvas import axes_at, new_figure, png_bytes, text_at
+from mapanything.pictures.colors import GRID, LIGHT, PREDICTED, TRUE, rgb
 
 WIDTH, TOP, PANEL_HEIGHT, COLUMNS = 1600, 60, 300, 3
 KINDS = {"train": PREDICTED, "validate": TRUE}
@@ -28,24 +28,21 @@ def draw_run(name: str, entries: Sequence[Mapping[str, Any]], picture: NDArray[n
     """
     quantities = _quantities(entries)[:MOST_PANELS]
     rows = max(1, -(-len(quantities) // COLUMNS))
-    shown = None
+    below = None
     if picture is not None:
         height = max(1, round((WIDTH - 40) * picture.shape[0] / picture.shape[1]))
-        shown = np.asarray(Image.fromarray(picture).resize((WIDTH - 40, height), Image.Resampling.BICUBIC))
-    height = TOP + rows * PANEL_HEIGHT + (shown.shape[0] + 20 if shown is not None else 0)
+        below = np.asarray(Image.fromarray(picture).resize((WIDTH - 40, height), Image.Resampling.BICUBIC))
+    height = TOP + rows * PANEL_HEIGHT + (below.shape[0] + 20 if below is not None else 0)
     figure = new_figure(WIDTH, height)
-    epochs = f"{len(entries)} epochs" if len(entries) != 1 else "1 epoch"
-    figure.text(20 / WIDTH, 1 - 30 / height, f"{name}: {epochs}", color=LIGHT, fontsize=18, va="center")
-    for kind, color in KINDS.items():
-        left = WIDTH - 330 + 150 * list(KINDS).index(kind)
-        rgb = tuple((color / 255).tolist())
-        figure.text(left / WIDTH, 1 - 30 / height, f"—●—  {kind}", color=rgb, fontsize=13, va="center")
+    text_at(figure, 20, 30, f"{name}: {len(entries)} {'epoch' if len(entries) == 1 else 'epochs'}", 18)
+    for i, (kind, color) in enumerate(KINDS.items()):
+        text_at(figure, WIDTH - 330 + 150 * i, 30, f"—●—  {kind}", 13, rgb(color))
     if not quantities:
         figure.text(0.5, 0.5 * PANEL_HEIGHT / height, "no epoch is finished yet", color=LIGHT, fontsize=16, ha="center")
     for i, quantity in enumerate(quantities):
-        _draw_curve(figure, i, quantity, entries, height)
-    if shown is not None:
-        figure.figimage(shown, 20, 20, origin="upper")
+        _draw_curve(figure, i, quantity, entries)
+    if below is not None:
+        figure.figimage(below, 20, 20, origin="upper")
     return png_bytes(figure)
 
 
@@ -57,28 +54,21 @@ def _quantities(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted(names, key=lambda name: (name != "loss", name))
 
 
-def _draw_curve(figure: Any, place: int, quantity: str, entries: Sequence[Mapping[str, Any]], height: int) -> None:
-    row, column = divmod(place, COLUMNS)
-    width = WIDTH / COLUMNS
-    bottom = height - TOP - (row + 1) * PANEL_HEIGHT + 50
-    axes = figure.add_axes(
-        ((column * width + 75) / WIDTH, bottom / height, (width - 100) / WIDTH, (PANEL_HEIGHT - 90) / height), facecolor=DARK
-    )
-    axes.set_title(quantity, color=LIGHT, fontsize=13)
-    axes.set_xlabel("epoch", color=LIGHT, fontsize=11)
-    axes.tick_params(colors=LIGHT, labelsize=10)
-    axes.grid(color=GRID, linewidth=0.6)
-    for spine in axes.spines.values():
-        spine.set_color(GRID)
+def _draw_curve(figure: Any, place: int, quantity: str, entries: Sequence[Mapping[str, Any]]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+    row, column = divmod(place, COLUMNS)
+    width, top = WIDTH / COLUMNS, TOP + row * PANEL_HEIGHT + 40
+    axes = axes_at(figure, column * width + 75, top, width - 100, PANEL_HEIGHT - 90, quantity, 10)
+    axes.set_xlabel("epoch", color=LIGHT, fontsize=11)
+    axes.grid(color=GRID, linewidth=0.6)
     values: list[float] = []
     epochs: list[float] = []
     for kind, color in KINDS.items():
         points = [(entry.get("epoch", i), entry.get(f"{kind}_{quantity}")) for i, entry in enumerate(entries)]
         points = [(x, y) for x, y in points if isinstance(y, (int, float)) and math.isfinite(y)]
         if points:
-            axes.plot(*zip(*points), color=tuple((color / 255).tolist()), marker="o", markersize=4, linewidth=1.8)
+            axes.plot(*zip(*points), color=rgb(color), marker="o", markersize=4, linewidth=1.8)
             values += [y for _, y in points]
             epochs += [x for x, _ in points]
     if values and min(values) > 0 and max(values) > 10 * min(values):

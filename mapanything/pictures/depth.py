@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from PIL import Image
 
 from mapanything.pictures.colors import DEPTH_RANGE, depth_colors, error_colors
 from mapanything.pictures.comparison import ERROR_BAR
+from mapanything.pictures.overlay import stamp
 from mapanything.pictures.sheets import Bar, Mark, Panel, sheet
 
 Image3 = NDArray[np.uint8]
@@ -20,9 +21,7 @@ Depth = NDArray[np.float32]
 DOT = 3  # pixels, odd
 WIDTH = 461  # of a panel, four of which lie side by side
 DEPTH_BAR = Bar("depth (z), metres", *DEPTH_RANGE, "turbo_r", (2, 5, 10, 20, 50, 100), True)
-DIFFERENCE_BAR = Bar(
-    "|predicted - true| depth, metres", ERROR_BAR.low, ERROR_BAR.high, ERROR_BAR.map, ERROR_BAR.ticks, True, ERROR_BAR.start
-)
+DIFFERENCE_BAR = replace(ERROR_BAR, text="|predicted - true| depth, metres")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,12 +60,7 @@ def paint(
     v, u = v[large_first], u[large_first]
     row = np.floor((v + 0.5) * height / values.shape[0]).astype(np.int64)
     column = np.floor((u + 0.5) * width / values.shape[1]).astype(np.int64)
-    steps = np.stack(np.meshgrid(np.arange(DOT), np.arange(DOT)), axis=-1).reshape(-1, 2) - DOT // 2
-    target = np.stack([row, column], axis=1)[:, None] + steps  # (N, DOT², 2)
-    inside = ((target >= 0) & (target < [height, width])).all(axis=2)
-    # NumPy keeps the last of repeated indices for plain assignment: the smallest.
-    out[target[inside][:, 0], target[inside][:, 1]] = np.repeat(colors(values[v, u]), inside.sum(axis=1), axis=0)
-    return out
+    return stamp(out, np.stack([column, row], axis=1), colors(values[v, u]), DOT)
 
 
 def draw_depths(title: str, views: Sequence[DepthView]) -> Any:
@@ -82,13 +76,12 @@ def draw_depths(title: str, views: Sequence[DepthView]) -> Any:
             known = view.true > 0
             text = f"true depth, {100 * known.mean():.3g}% known"
             rows[1].append(Panel(paint(view.true, known, image, depth_colors, WIDTH, dense=dense), text))
-        if view.predicted is None:
-            continue
-        trusted = view.predicted > 0
-        text = f"predicted depth, {100 * trusted.mean():.3g}% trusted"
-        rows[2].append(Panel(paint(view.predicted, trusted, image, depth_colors, WIDTH, dense=True), text))
-        if view.true is not None:
-            both = known & trusted
+        if view.predicted is not None:
+            trusted = view.predicted > 0
+            text = f"predicted depth, {100 * trusted.mean():.3g}% trusted"
+            rows[2].append(Panel(paint(view.predicted, trusted, image, depth_colors, WIDTH, dense=True), text))
+        if view.true is not None and view.predicted is not None:
+            both = (view.true > 0) & (view.predicted > 0)
             difference = np.abs(view.predicted - view.true)
             differences.append(difference[both])
             true.append(view.true[both])

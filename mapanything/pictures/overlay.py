@@ -17,6 +17,7 @@ from mapanything.pictures.colors import depth_colors
 from mapanything.pictures.scenes import BOX_EDGES, Boxes
 
 Image3 = NDArray[np.uint8]
+Index = NDArray[np.integer]
 
 NEAR = 0.1  # metres
 SMOOTH = 3  # lines are drawn this many times larger and averaged
@@ -25,7 +26,7 @@ MIN_LABEL_HEIGHT = 12  # pixels; the number of a smaller box would hide it
 
 def project_points(
     points: NDArray[np.floating], camera_from_points: ArrayLike, intrinsics: ArrayLike, width: int, height: int
-) -> tuple[Float, Float, NDArray[np.int64]]:
+) -> tuple[NDArray[np.floating], NDArray[np.floating], Index]:
     """Points (N, 3) that fall into an image.
 
     Returns:
@@ -58,15 +59,18 @@ def draw_points(
     uv, z, index = project_points(points, camera_from_points, intrinsics, width, height)
     far_first = np.argsort(-z, kind="stable")
     pixel = np.floor(uv[far_first] + 0.5).astype(np.int64)
-    paint = depth_colors(z[far_first]) if colors is None else colors[index[far_first]]
-    radius = size // 2
-    steps = np.stack(np.meshgrid(np.arange(-radius, radius + 1), np.arange(-radius, radius + 1)), -1).reshape(-1, 2)
-    target = pixel[:, None] + steps  # (M, size², 2): points first, so that a near one covers a far one whole
+    return stamp(image.copy(), pixel, depth_colors(z[far_first]) if colors is None else colors[index[far_first]], size)
+
+
+def stamp(image: Image3, pixels: Index, colors: Image3, size: int) -> Image3:
+    """Draws squares of `size` pixels (odd) around pixels (N, 2), column and row, into the image; later ones lie on top."""
+    height, width = image.shape[:2]
+    steps = np.stack(np.meshgrid(np.arange(size), np.arange(size)), -1).reshape(-1, 2) - size // 2
+    target = pixels[:, None] + steps  # (N, size², 2): points first, so that a later one covers an earlier one whole
     inside = ((target >= 0) & (target < [width, height])).all(axis=2)
-    out = image.copy()
-    # NumPy keeps the last of repeated indices for plain assignment: far points come first.
-    out[target[inside][:, 1], target[inside][:, 0]] = np.repeat(paint, inside.sum(axis=1), axis=0)
-    return out
+    # NumPy keeps the last of repeated indices for plain assignment.
+    image[target[inside][:, 1], target[inside][:, 0]] = np.repeat(colors, inside.sum(axis=1), axis=0)
+    return image
 
 
 def clip_near(starts: Float, ends: Float, near: float = NEAR) -> tuple[Float, Float, NDArray[np.bool_]]:
@@ -101,7 +105,7 @@ def clip_to_image(start: Float, end: Float, width: int, height: int, margin: flo
     return (start + low * step, start + high * step) if low < high else None
 
 
-def box_segments(boxes: Boxes, camera_from_boxes: ArrayLike, intrinsics: ArrayLike) -> tuple[Float, NDArray[np.int64]]:
+def box_segments(boxes: Boxes, camera_from_boxes: ArrayLike, intrinsics: ArrayLike) -> tuple[NDArray[np.floating], Index]:
     """The visible parts of all edges and heading ticks in pixels.
 
     Returns:
@@ -156,7 +160,11 @@ def draw_boxes(
 
 
 def _draw_labels(
-    canvas: Image.Image, boxes: Boxes, lines: list[tuple[tuple[Float, Float], int]], depth: Float, centres: Float
+    canvas: Image.Image,
+    boxes: Boxes,
+    lines: list[tuple[tuple[Float, Float], int]],
+    depth: Float,
+    centres: NDArray[np.floating],
 ) -> None:
     """Numbers above the boxes (amid large ones), nearest first; one that would cover another is left out."""
     draw = ImageDraw.Draw(canvas)

@@ -12,7 +12,17 @@ from numpy.typing import NDArray
 
 from mapanything.opv2v.png import read_image
 from mapanything.pictures import overlay
-from mapanything.pictures.canvas import Places, axes_at, names_of, new_figure, png_bytes, write, write_names
+from mapanything.pictures.canvas import (
+    Places,
+    axes_at,
+    names_of,
+    new_figure,
+    plain_ticks,
+    png_bytes,
+    text_at,
+    write,
+    write_names,
+)
 from mapanything.pictures.colors import BOX_COLOR, DEPTH_RANGE, GRID, LIGHT, agent_color, rgb
 from mapanything.pictures.picture import HEIGHT_BAR
 from mapanything.pictures.render import View, chase_view, render
@@ -42,10 +52,8 @@ def draw_birds_eye(axes: Any, scene: Scene, max_range: float, point_size: float 
     points = np.concatenate([cloud.points for cloud in scene.clouds])
     colors = np.concatenate([cloud.colors for cloud in scene.clouds])
     high_last = np.argsort(-points[:, 1], kind="stable")
-    axes.scatter(
-        points[high_last, 0], points[high_last, 2], s=0.9 * point_size**2, c=colors[high_last] / 255.0, linewidths=0,
-        marker="s", rasterized=True, zorder=1,
-    )  # fmt: skip
+    x, y, paint = points[high_last, 0], points[high_last, 2], colors[high_last] / 255.0
+    axes.scatter(x, y, s=0.9 * point_size**2, c=paint, linewidths=0, marker="s", rasterized=True, zorder=1)
 
     digit = np.array([4.2, 6.0]) * 2 * max_range / BIRDS_EYE  # half a camera's number, metres
     digits = []
@@ -53,7 +61,7 @@ def draw_birds_eye(axes: Any, scene: Scene, max_range: float, point_size: float 
     for points, color, label in zip(frusta, scene.cameras.colors, scene.cameras.labels, strict=True):
         middle = (points[[1, 2]] + points[[4, 3]]) / 2  # the ends of the image's horizontal middle line
         triangle = np.stack([points[0], *middle])[:, [0, 2]]
-        axes.add_collection(PolyCollection([triangle], facecolor=(*rgb(color), 0.35), edgecolor=rgb(color), zorder=5))
+        axes.add_collection(PolyCollection([triangle], facecolor=(*(color / 255.0), 0.35), edgecolor=rgb(color), zorder=5))
         text = 1.45 * (triangle[1:].mean(axis=0) - triangle[0]) + triangle[0]
         write(axes, text, label[-1], BOX_COLOR, 8, zorder=8)
         digits.append(np.stack([text - digit, text + digit]))
@@ -64,14 +72,14 @@ def draw_birds_eye(axes: Any, scene: Scene, max_range: float, point_size: float 
     boxes = scene.boxes
     corners = boxes.corners()[:, [0, 1, 5, 4]][:, :, [0, 2]]  # the upper face, around
     edges = boxes.colors / 255.0
-    axes.add_collection(PolyCollection(corners, facecolors="none", edgecolors=edges, linewidths=1.6, zorder=6))
+    axes.add_collection(PolyCollection(list(corners), facecolors="none", edgecolors=edges, linewidths=1.6, zorder=6))
     ticks = boxes.headings()[:, :, [0, 2]]
-    axes.add_collection(LineCollection(ticks, colors=edges, linewidths=1.6, zorder=6))
+    axes.add_collection(LineCollection(list(ticks), colors=edges, linewidths=1.6, zorder=6))
     if "axes" not in hidden:
         for item in scene.axes:
             origin, forward = _on_the_plane(item)
-            axes.annotate("", origin + _arrow_length(max_range) * forward, origin, zorder=9,
-                          arrowprops={"arrowstyle": "-|>", "color": rgb(item.color), "linewidth": 2.2})  # fmt: skip
+            arrow = {"arrowstyle": "-|>", "color": rgb(item.color), "linewidth": 2.2}
+            axes.annotate("", origin + _arrow_length(max_range) * forward, origin, zorder=9, arrowprops=arrow)
     if "names" not in hidden:
         _name_from_above(axes, scene, corners, digits, max_range)
     axes.set_ylabel("back   ←   metres   →   forward", color=LIGHT, fontsize=12)
@@ -166,23 +174,20 @@ def _legend(figure: Any, scene: Scene, left: int, top: int, hidden: Collection[s
     top += 68
     lines: list[tuple[str, Any]] = []
     for role, (agent, cloud) in enumerate(zip(scene.agents, scene.clouds, strict=True)):
-        cloud_text = f"{len(cloud.points):,} points" if agent.has_cloud else "no cloud"
-        distance = float(np.linalg.norm(scene.axes[role].world_from_axes[:3, 3]))
-        speed = agent.frame.ego_speed_kmh
-        parts = [
-            f"{'RSU' if agent.frame.is_rsu else 'agent'} {agent.key.agent}" + (" (main)" if role == 0 else ""),
-            *([f"{round(speed)} km/h"] if np.isfinite(speed) else []),  # round: -0.2 is no "-0"
-            *([] if "cloud" in hidden else [cloud_text]),
-            f"lists {len(agent.frame.vehicles)} vehicles",
-            *([f"{distance:.0f} m away"] if role else []),
-        ]
+        parts = [f"{'RSU' if agent.frame.is_rsu else 'agent'} {agent.key.agent}" + (" (main)" if role == 0 else "")]
+        if np.isfinite(agent.frame.ego_speed_kmh):
+            parts.append(f"{round(agent.frame.ego_speed_kmh)} km/h")  # round: -0.2 is no "-0"
+        if "cloud" not in hidden:
+            parts.append(f"{len(cloud.points):,} points" if agent.has_cloud else "no cloud")
+        parts.append(f"lists {len(agent.frame.vehicles)} vehicles")
+        if role:
+            parts.append(f"{np.linalg.norm(scene.axes[role].world_from_axes[:3, 3]):.0f} m away")
         lines.append(("■  " + ",  ".join(parts), rgb(agent_color(role))))
     lines.append((f"□  {len(scene.boxes)} vehicles shown, tick at the front; number: CARLA's id", LIGHT))
     names = ",  ".join(f"{k} {name}" for k, name in enumerate(CAMERA_NAMES))
     lines.append((f"◁  cameras: {names}" + (";   —  path" if scene.paths else ""), LIGHT))
     for i, (text, color) in enumerate(lines):
-        x, y = left / POSE_SIZE[0], 1 - (top + (i + 0.5) * LEGEND_LINE) / POSE_SIZE[1]
-        figure.text(x, y, text, color=color, fontsize=13, va="center")
+        text_at(figure, left, top + (i + 0.5) * LEGEND_LINE, text, 13, color)
 
 
 def pose_png(scene: Scene, max_range: float, point_size: float, hidden: Collection[str] = (), *, in_3d: bool = True) -> bytes:
@@ -244,28 +249,22 @@ def image_sheet(images: Sequence[NDArray[np.uint8]], titles: Sequence[str], titl
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     height, width = images[0].shape[:2]
     total = image_sheet_size(width, height)
     figure = new_figure(*total)
-    figure.text(20 / total[0], 1 - 28 / total[1], title, color=LIGHT, fontsize=17, va="center")
+    text_at(figure, 20, 28, title, 17)
     for i, (image, name) in enumerate(zip(images, titles, strict=True)):
         left, top = 20 + i % 2 * (width + 12), 90 + i // 2 * (height + 44)
-        figure.text(left / total[0], 1 - (top - 16) / total[1], name, color=LIGHT, fontsize=14, va="center")
+        text_at(figure, left, top - 16, name, 14)
         figure.figimage(image, left, total[1] - top - height, origin="upper")
-    norm = LogNorm(*DEPTH_RANGE)
-    cax = axes_at(figure, 20 + 2 * width + 12 + 22, 90, 18, 2 * height + 44)
-    bar = figure.colorbar(ScalarMappable(norm, "turbo_r"), cax=cax)
-    bar.ax.yaxis.set(
-        major_locator=FixedLocator([2, 3, 5, 10, 20, 30, 50, 100]),
-        minor_locator=NullLocator(),
-        major_formatter=FuncFormatter(lambda value, _: f"{value:g}"),
-    )
+    scale = axes_at(figure, 20 + 2 * width + 12 + 22, 90, 18, 2 * height + 44)
+    bar = figure.colorbar(ScalarMappable(LogNorm(*DEPTH_RANGE), "turbo_r"), cax=scale)
+    plain_ticks(bar.ax.yaxis, (2, 3, 5, 10, 20, 30, 50, 100))
     bar.ax.invert_yaxis()
     bar.outline.set_edgecolor(GRID)
     bar.set_label("LiDAR depth (z), metres", color=LIGHT, fontsize=12)
-    figure.text(20 / total[0], 18 / total[1], note, color=LIGHT, fontsize=12, va="center")
+    text_at(figure, 20, total[1] - 18, note, 12)
     return png_bytes(figure)
 
 

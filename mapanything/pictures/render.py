@@ -269,10 +269,10 @@ def to_open3d(items: Iterable[Any], o3d: Any, shear: NDArray[np.float64] | None 
 
 
 def _finite_lines(points: NDArray[np.float64], edges: NDArray[np.int64], colors: NDArray[np.uint8]) -> Lines:
-    finite = np.isfinite(points).all(axis=1)
+    finite = np.asarray(np.isfinite(points).all(axis=1))
     if finite.all():
         return points, edges, colors
-    kept = finite[edges].all(axis=1)
+    kept = np.asarray(finite[edges].all(axis=1))
     return np.where(finite[:, None], points, 0.0), edges[kept], colors[kept]
 
 

@@ -308,7 +308,7 @@ def build_scene(agents: Sequence[AgentFrame], *, max_range: float = np.inf, came
 
 def in_range(points: NDArray[np.floating], max_range: float) -> NDArray[np.bool_]:
     """(N,) which of the points (N, 3) lie within `max_range` metres to the right, left, ahead and behind."""
-    return (np.abs(points[:, [0, 2]]) <= max_range).all(axis=1)
+    return np.asarray((np.abs(points[:, [0, 2]]) <= max_range).all(axis=1))
 
 
 def vehicle_boxes(agents: Sequence[AgentFrame]) -> Boxes:

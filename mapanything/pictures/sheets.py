@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mapanything.pictures.canvas import DPI, Name, axes_at, new_figure, write_names
-from mapanything.pictures.colors import DARK, GRID, LIGHT, RING_TEXT, rgb
+from mapanything.pictures.canvas import Name, axes_at, new_figure, plain_ticks, size_of, text_at, write, write_names
+from mapanything.pictures.colors import DARK, GRID, LIGHT, RING_TEXT, Colors, rgb
 from mapanything.pictures.render import View
 from mapanything.pictures.scenes import Rings
 
@@ -46,10 +46,10 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """An entry of the legend; `color` is anything that Matplotlib takes, or (3,) uint8. `line`: it begins a new line."""
+    """An entry of the legend; `color` (3,) uint8 or Matplotlib's word. `line`: it begins a new line."""
 
     text: str
-    color: Any = LIGHT
+    color: Colors | str = LIGHT
     sign: str = "■"
     line: bool = False
 
@@ -82,7 +82,7 @@ def sheet(title: str, rows: Sequence[Sequence[Panel]], marks: Sequence[Mark] = (
     height = TITLE + sum(heights) + MARGIN + legend + (GAP if legend else 0)
     figure = new_figure(width, height)
     fitting = min(19.0, 1.6 * (width - 2 * MARGIN) / max(len(title), 1))
-    figure.text(MARGIN / width, 1 - 30 / height, title, color=LIGHT, fontsize=fitting, va="center")
+    text_at(figure, MARGIN, 30, title, fitting)
     top = TITLE
     for row, row_height in zip(rows, heights, strict=True):
         left = MARGIN
@@ -97,9 +97,7 @@ def sheet(title: str, rows: Sequence[Sequence[Panel]], marks: Sequence[Mark] = (
     top += -(-len(bars) // _bars_per_row(width)) * BAR_ROW
     for i, line in enumerate(lines):
         for left, mark in line:
-            color = rgb(mark.color) if isinstance(mark.color, np.ndarray) else mark.color
-            x, y = (MARGIN + left) / width, 1 - (top + (i + 0.5) * MARK_LINE) / height
-            figure.text(x, y, f"{mark.sign}  {mark.text}", color=color, fontsize=12, va="center")
+            text_at(figure, MARGIN + left, top + (i + 0.5) * MARK_LINE, f"{mark.sign}  {mark.text}", 12, rgb(mark.color))
     return figure
 
 
@@ -122,13 +120,10 @@ def _flow(marks: Sequence[Mark], width: int) -> list[list[tuple[int, Mark]]]:
 
 
 def _draw_panel(figure: Any, panel: Panel, left: int, top: int) -> None:
-    total_width, total_height = (round(side * DPI) for side in figure.get_size_inches())
     width, height = panel.size
-    figure.text(
-        left / total_width, 1 - (top + PANEL_TITLE - 15) / total_height, panel.title, color=LIGHT, fontsize=13, va="center"
-    )
+    text_at(figure, left, top + PANEL_TITLE - 15, panel.title, 13)
     top += PANEL_TITLE
-    figure.figimage(panel.image, left, total_height - top - height, origin="upper", zorder=-1)
+    figure.figimage(panel.image, left, size_of(figure)[1] - top - height, origin="upper", zorder=-1)
     axes = axes_at(figure, left, top, width, height)
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[], facecolor="none")
     if panel.view is not None:
@@ -149,11 +144,8 @@ def _draw_scale(axes: Any, width: int, height: int, metres_per_pixel: float) -> 
     x, steps = [left, left, left, right, right, right], [y - 6, y + 6, y, y, y - 6, y + 6]
     for color, line_width in ((DARK, 6.0), (LIGHT, 2.0)):
         axes.plot(x, steps, color=color, linewidth=line_width, solid_joinstyle="miter", zorder=20)
-    from matplotlib import patheffects
-
-    outline = [patheffects.withStroke(linewidth=3, foreground=DARK)]
-    axes.text((left + right) / 2, y - 10, f"{length:g} m", color=LIGHT, fontsize=12, ha="center", va="bottom", zorder=20,
-              path_effects=outline)  # fmt: skip
+    middle = np.array([(left + right) / 2, y - 10])
+    write(axes, middle, f"{length:g} m", LIGHT, 12, outline=3, va="bottom", clip_on=False, zorder=20)
 
 
 def draw_bar(figure: Any, bar: Bar, left: int, top: int, width: int = BAR_SIZE) -> None:
@@ -161,16 +153,11 @@ def draw_bar(figure: Any, bar: Bar, left: int, top: int, width: int = BAR_SIZE) 
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, LogNorm, Normalize
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     colors = ListedColormap(colormaps[bar.map](np.linspace(bar.start, 1.0, 256)))
     norm = (LogNorm if bar.log else Normalize)(bar.low, bar.high)
     drawn = figure.colorbar(ScalarMappable(norm, colors), cax=axes_at(figure, left, top, width, 16), orientation="horizontal")
     if bar.ticks:
-        drawn.ax.xaxis.set(
-            major_locator=FixedLocator(list(bar.ticks)),
-            minor_locator=NullLocator(),
-            major_formatter=FuncFormatter(lambda value, _: f"{value:g}"),
-        )
+        plain_ticks(drawn.ax.xaxis, bar.ticks)
     drawn.outline.set_edgecolor(GRID)
     drawn.set_label(bar.text, color=LIGHT, fontsize=12)

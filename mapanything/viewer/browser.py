@@ -119,10 +119,10 @@ class Browser:
     def _draw(self, node: _Node, layer: Layer, look: Look) -> None:
         item = layer.make()
         node.version, node.sent = layer.version, 0
-        node.cloud = item if isinstance(item, Cloud) else None
-        if node.cloud is not None:
-            self._replace(node, self._chunk(node, look))
-            return
+        node.cloud = None
+        if isinstance(item, Cloud):
+            node.cloud = item
+            return self._replace(node, self._chunk(node, look))
         points, edges, colors = item.lines()
         known = np.isfinite(points[edges]).all(axis=(1, 2))  # a path has gaps
         # viser takes the colours of lines for linear light, and would draw them too pale.

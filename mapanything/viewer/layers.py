@@ -1,6 +1,6 @@
 """Which things of a frame a client sees, and how clouds are cut into what a browser gets. Plain NumPy, no browser.
 
-`shown` gives the very objects that a snapshot hands to render.save_view_png; the browser draws the same ones.
+`visible_layers` gives the very objects that a snapshot hands to render.save_view_png; the browser draws the same ones.
 
 A cloud goes out in chunks, any first ones a fair sample of it (frames.py). Each chunk is cut into tiles whose points
 are sent relative to the tile's centre as float16: within 32 m of the centre that rounds by less than 8 mm along an axis, where
@@ -67,7 +67,7 @@ class Layer(NamedTuple):
     make: Callable[[], Item]
 
 
-def shown(frame: ViewerFrame, look: Look, positions: Mapping[str, Float] | None = None) -> dict[str, Layer]:
+def visible_layers(frame: ViewerFrame, look: Look, positions: Mapping[str, Float] | None = None) -> dict[str, Layer]:
     """What is to be drawn, by name. Error takes the prediction's place: both are the same points.
 
     Args:
@@ -150,7 +150,7 @@ def tiles(points: NDArray[np.float32], colors: NDArray[np.uint8]) -> Iterator[Ti
             yield Tile(tile, (0.0, 0.0, 0.0), points[rows], colors[rows])
         else:
             centre = ((tile % 3 - 1) * TILE, 0.0, (tile // 3 - 1) * TILE)
-            yield Tile(tile, centre, (points[rows] - np.float32(centre)).astype(np.float16), colors[rows])
+            yield Tile(tile, centre, (points[rows] - np.array(centre, np.float32)).astype(np.float16), colors[rows])
 
 
 def chunk_end(sent: int, total: int) -> int:

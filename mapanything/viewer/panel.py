@@ -42,7 +42,7 @@ class Actions(Protocol):
     def snapshot(self) -> None: ...
 
 
-class Panel:
+class ControlPanel:
     """The widgets of one client. Its methods are called in the session's thread, after the session has been made."""
 
     def __init__(self, client: Any, catalog: Catalog, session: Actions, start: FrameKey, look: Look) -> None:

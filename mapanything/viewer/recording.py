@@ -5,6 +5,7 @@ rerun-sdk is not in the lock, because it is 500 MB and few need it. Written for 
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from mapanything.geometry.camera import resize_intrinsics
 from mapanything.opv2v.layout import FrameKey
 from mapanything.pictures.scenes import Boxes, Cameras, Cloud
 from mapanything.viewer.frames import Catalog, ViewerFrame, load_frame
-from mapanything.viewer.layers import Look, shown
+from mapanything.viewer.layers import Look, visible_layers
 
 POINT_RADIUS = -1.0  # Rerun takes negative radii for pixels of its window
 LINE_RADIUS = -1.0
@@ -64,18 +65,17 @@ def write_recording(
 
 def _rerun() -> Any:
     try:
-        import rerun
+        return importlib.import_module("rerun")
     except ImportError as error:
         raise InputError(
             f"--rrd: needs rerun-sdk, which is not installed ({error}): {sys.executable} -m pip install rerun-sdk"
         ) from error
-    return rerun
 
 
 def _log(rerun: Any, recording: Any, frame: ViewerFrame, look: Look) -> None:
     if look.error:
         frame.error()
-    for name, layer in shown(frame, look).items():
+    for name, layer in visible_layers(frame, look).items():
         item, place = layer.make(), f"world/{name.replace(' ', '_')}"
         if isinstance(item, Cloud):
             colors = np.broadcast_to(item.colors, item.points.shape)

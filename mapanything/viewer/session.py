@@ -28,8 +28,8 @@ from mapanything.pictures.render import View, chase_view, save_view_png
 from mapanything.pictures.viewpoints import camera_view
 from mapanything.viewer.browser import Browser, look_from, view_of
 from mapanything.viewer.frames import Loader, ViewerFrame
-from mapanything.viewer.layers import Layer, Look, shown
-from mapanything.viewer.panel import Panel
+from mapanything.viewer.layers import Layer, Look, visible_layers
+from mapanything.viewer.panel import ControlPanel
 
 ANSWER_S = 30.0  # a hidden tab answers late or never
 REST_S = 0.4  # so long after its last move a view counts as still
@@ -64,7 +64,7 @@ class Session:
         self._moved = 0.0  # when the view did last
         self._coarse = False  # drawn with fewer points, because it moves
         self._note: Any = None
-        self._panel = Panel(client, loader.catalog, self, start, self._look)
+        self._panel = ControlPanel(client, loader.catalog, self, start, self._look)
         client.camera.on_update(self._view_moves)
         self._thread = threading.Thread(target=self._run, name=f"viewer-{client.client_id}", daemon=True)
         self._thread.start()
@@ -129,7 +129,7 @@ class Session:
         stem = f"viewer_{key.split}_{key.scenario}_{key.agent}_{key.frame}"
         number = next(n for n in range(1, sys.maxsize) if not (folder / f"{stem}_{n}.png").exists())
         path = folder / f"{stem}_{number}.png"
-        items = [layer.make() for layer in self._shown(self._frame).values()]
+        items = [layer.make() for layer in self._visible(self._frame).values()]
         try:
             save_view_png(items, path, view_of(self._client, self._look))
             self._client.send_file_download(path.name, path.read_bytes())
@@ -202,7 +202,7 @@ class Session:
             self._load(self._loader.request_positions(*place), lambda found: self._keep(place, found), "paths")
         else:
             self._dirty = False
-            self._browser.show(self._shown(self._frame), self._frame, self._look)
+            self._browser.show(self._visible(self._frame), self._frame, self._look)
             self._wait_for_browser()
             self._refining = not self._playing_fps
             self._show_status()
@@ -214,8 +214,8 @@ class Session:
     def _keep(self, place: tuple[str, str], positions: dict[str, Float]) -> None:
         self._positions = {place: positions}
 
-    def _shown(self, frame: ViewerFrame) -> dict[str, Layer]:
-        return shown(frame, self._look, self._positions.get((frame.key.split, frame.key.scenario)))
+    def _visible(self, frame: ViewerFrame) -> dict[str, Layer]:
+        return visible_layers(frame, self._look, self._positions.get((frame.key.split, frame.key.scenario)))
 
     def _load(self, future: Future[Any], then: Callable[[Any], None], layer: str = "") -> None:
         """Something in the background, then `then` with it. What only a layer needs does without it when that fails."""
@@ -239,8 +239,8 @@ class Session:
             self._frame = frame
             self._panel.show_frame(frame)
             if frame.problems:
-                more = f" (and {len(frame.problems) - 1} more)" if len(frame.problems) > 1 else ""
-                self._tell("Incomplete frame", frame.problems[0] + more, "yellow")
+                first, *others = frame.problems
+                self._tell("Incomplete frame", first + (f" (and {len(others)} more)" if others else ""), "yellow")
 
     def _fail(self, key: FrameKey, line: str, layer: str) -> None:
         """Nothing of another frame stays under this one's name."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from dataclasses import replace
 
@@ -381,32 +380,6 @@ def test_nearest_neighbours_are_those_of_brute_force(n, m, seed, kind):
     elif kind == "grid":
         a, b = np.round(a / 10), np.round(b / 10)
     np.testing.assert_allclose(metrics.nearest_distances(a, b), brute_force(a, b), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.slow
-def test_nearest_neighbours_are_faster_than_open3ds_own():
-    """Two clouds like LiDAR's, 200,000 points each, in any order; the best of several rounds, as cores may be shared."""
-    from open3d.geometry import PointCloud
-    from open3d.utility import Vector3dVector
-
-    rng = np.random.default_rng(10)
-    angle, distance = rng.uniform(0, 2 * np.pi, (2, 200_000)), rng.gamma(2, 12, (2, 200_000))
-    height = np.where(rng.random((2, 200_000)) < 0.6, 1.9, rng.uniform(-4, 1.9, (2, 200_000)))
-    a, b = np.stack([distance * np.cos(angle), height, distance * np.sin(angle)], axis=-1) + rng.normal(
-        0, 0.1, (2, 200_000, 3)
-    )
-
-    def plain() -> np.ndarray:
-        return np.asarray(PointCloud(Vector3dVector(a)).compute_point_cloud_distance(PointCloud(Vector3dVector(b))))
-
-    seconds: dict[str, list[float]] = {"ours": [], "plain": []}
-    for _ in range(5):
-        for name, function in {"ours": lambda: metrics.nearest_distances(a, b), "plain": plain}.items():
-            start = time.perf_counter()
-            found = function()
-            seconds[name].append(time.perf_counter() - start)
-    np.testing.assert_allclose(found, metrics.nearest_distances(a, b), rtol=1e-12)
-    assert min(seconds["ours"]) < min(seconds["plain"])
 
 
 def test_chamfer_is_that_of_loops():

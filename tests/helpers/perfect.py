@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
+from mapanything.datasets.views import View
 from mapanything.geometry.rigid import quat_from_matrix
 from mapanything.models.outputs import pose_matrices
 from mapanything.models.postprocess import Prediction
 
 
-def perfect_prediction(sample: list[dict[str, Any]], world: torch.Tensor | None = None) -> Prediction:
+def perfect_prediction(sample: list[View], world: torch.Tensor | None = None) -> Prediction:
     """A sample's ground truth, the mask where it is known; in any world (4, 4): the one that the network chose."""
 
     def stack(key: str) -> torch.Tensor:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mapanything.datasets.opv2v import OPV2VCoopDataset, OPV2VDataset
+from mapanything.datasets.views import View
 from mapanything.errors import InputError
 from mapanything.geometry.rigid import matrix_from_quat
 from mapanything.inference.predict import USES, parse_inputs, predict_scene, reconstruct, scene_views
@@ -42,7 +43,7 @@ def coop_scene() -> SceneSample:
 
 
 @cache
-def shared_sample() -> list[dict]:
+def shared_sample() -> list[View]:
     """The sample, for tests that change nothing in it."""
     return coop_scene().views
 
@@ -121,14 +122,18 @@ def test_a_view_without_known_depth_has_none():
     assert ["depth_z" in view for view in views] == [i != 2 for i in range(len(views))]
 
 
-def test_vehicle_id_is_told_only_to_a_model_that_has_it(model: MapAnything):
+def test_vehicle_id_is_told_only_to_a_model_that_has_it(model: MapAnything, monkeypatch: pytest.MonkeyPatch):
     sample = coop_scene().views
-    seen = []
+    seen: list[list[dict[str, Any]]] = []
+    real = MapAnything.predict
+
+    def spy(self: MapAnything, views: list[dict[str, Any]], **options: Any) -> Any:
+        seen.append(views)
+        return real(self, views, **options)
+
+    monkeypatch.setattr(MapAnything, "predict", spy)
     for network in (model, MapAnything(replace(TINY, vehicle_id=VehicleIdConfig(num_roles=7))).eval()):
-        original = network.predict
-        network.predict = lambda views, original=original, **kw: (seen.append(views), original(views, **kw))[1]
         predict_scene(network, sample, use_amp=False)
-        del network.predict
     assert all("agent_id" not in view for view in seen[0])
     assert [int(view["agent_id"]) for view in seen[1]] == [0, 0, 0, 0, 1, 1, 1, 1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def test_clouds_in_the_three_frames(sample_root: Path):
     back = transform(invert(read_frame(pcd.with_suffix(".yaml")).world_from_lidar), world)
     assert np.abs(back - lidar).max() < 1e-6
     with pytest.raises(ValueError, match="unreal"):
-        opv2v_pointclouds.load_cloud(pcd, "camera")
+        opv2v_pointclouds.load_cloud(pcd, cast(Any, "camera"))
 
 
 def test_agents_scene_and_picture(sample_root: Path, tmp_path: Path):

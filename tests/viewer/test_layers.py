@@ -16,7 +16,7 @@ from mapanything.geometry.rigid import quat_from_matrix
 from mapanything.opv2v.layout import Selection
 from mapanything.pictures.colors import agent_color
 from mapanything.pictures.render import View
-from mapanything.pictures.scenes import Cloud
+from mapanything.pictures.scenes import Boxes, Cloud
 from mapanything.viewer.browser import IMAGES, LABELS, Browser, look_from, view_of
 from mapanything.viewer.frames import Catalog, ViewerFrame, load_frame, shuffled
 from mapanything.viewer.layers import (
@@ -25,8 +25,8 @@ from mapanything.viewer.layers import (
     Look,
     chunk_end,
     near,
-    shown,
     tiles,
+    visible_layers,
 )
 from tests.helpers.prediction_files import main_agent_scene, write_prediction
 
@@ -112,21 +112,27 @@ def test_range_and_number_of_points():
     assert near(cloud, 300, 3).points.tolist() == points[:3].tolist()
 
 
+def cloud_of(frame: ViewerFrame, look: Look, name: str) -> Cloud:
+    item = visible_layers(frame, look)[name].make()
+    assert isinstance(item, Cloud)
+    return item
+
+
 def test_layers_switch_what_they_say(frame: ViewerFrame):
-    everything = shown(frame, Look())
+    everything = visible_layers(frame, Look())
     agents = [agent.key.agent for agent in frame.scene.agents]
     assert set(everything) == {*(f"lidar/{a}" for a in agents), *(f"axes/{a}" for a in agents), "boxes", "cameras"}
     for name in ("lidar", "boxes", "cameras", "axes"):
-        less = shown(frame, replace(Look(), **{name: False}))
+        less = visible_layers(frame, replace(Look(), **{name: False}))
         assert {layer.split("/")[0] for layer in everything.keys() - less.keys()} == {name}
-    assert f"lidar/{agents[1]}" not in shown(frame, Look(hidden=frozenset(agents[1:2])))
-    cloud = shown(frame, Look(lidar_colors="agent"))[f"lidar/{agents[1]}"].make()
-    assert (cloud.colors == agent_color(1)).all()
-    assert everything["boxes"].make().labels == frame.scene.boxes.labels
-    assert np.abs(shown(frame, Look(max_range=20))[f"lidar/{agents[0]}"].make().points[:, [0, 2]]).max() <= 20
+    assert f"lidar/{agents[1]}" not in visible_layers(frame, Look(hidden=frozenset(agents[1:2])))
+    assert (cloud_of(frame, Look(lidar_colors="agent"), f"lidar/{agents[1]}").colors == agent_color(1)).all()
+    boxes = everything["boxes"].make()
+    assert isinstance(boxes, Boxes) and boxes.labels == frame.scene.boxes.labels
+    assert np.abs(cloud_of(frame, Look(max_range=20), f"lidar/{agents[0]}").points[:, [0, 2]]).max() <= 20
     positions = {agent: np.zeros((3, 3)) for agent in agents}
-    assert "paths/" + agents[0] in shown(frame, Look(paths=True), positions)
-    assert "paths/" + agents[0] not in shown(frame, Look(), positions)
+    assert "paths/" + agents[0] in visible_layers(frame, Look(paths=True), positions)
+    assert "paths/" + agents[0] not in visible_layers(frame, Look(), positions)
 
 
 def test_prediction_and_its_error(generated_root: Path, tmp_path: Path):
@@ -137,37 +143,36 @@ def test_prediction_and_its_error(generated_root: Path, tmp_path: Path):
     frame = load_frame(catalog, key)
     assert frame.prediction is not None
     in_its_images_colors = frame.prediction.cloud.colors
-    assert (shown(frame, Look())["prediction"].make().colors == in_its_images_colors).all()
-    assert "predicted cameras" in shown(frame, Look())
-    without = shown(frame, Look(prediction=False))
+    assert (cloud_of(frame, Look(), "prediction").colors == in_its_images_colors).all()
+    assert "predicted cameras" in visible_layers(frame, Look())
+    without = visible_layers(frame, Look(prediction=False))
     assert "prediction" not in without and "predicted cameras" not in without
     assert not frame.has_error
-    unmeasured = shown(frame, Look(error=True))["prediction"].make()
-    assert (unmeasured.colors == in_its_images_colors).all()
+    assert (cloud_of(frame, Look(error=True), "prediction").colors == in_its_images_colors).all()  # not measured yet
     frame.error()
-    error = shown(frame, Look(error=True, prediction=False))["prediction"].make()
+    error = cloud_of(frame, Look(error=True, prediction=False), "prediction")
     assert frame.has_error and len(np.unique(error.colors, axis=0)) > 3
 
 
 def test_only_what_changed_is_sent(frame: ViewerFrame):
     client, look = Client(), Look()
     browser, scene = Browser(client), client.scene
-    browser.show(shown(frame, look), frame, look)
+    browser.show(visible_layers(frame, look), frame, look)
     assert {"/boxes/lines", "/cameras/lines", f"/{LABELS}/{frame.scene.boxes.labels[0]}", f"/{IMAGES}/0"} <= set(scene.nodes)
     total = sum(len(cloud.points) for cloud in frame.scene.clouds)
     assert browser.points() == (total, total)
     scene.sent.clear()
 
     hidden = replace(look, boxes=False, lidar=False)
-    browser.show(shown(frame, hidden), frame, hidden)
+    browser.show(visible_layers(frame, hidden), frame, hidden)
     assert not scene.nodes["/boxes"].visible and not scene.nodes[f"/{LABELS}"].visible
     assert browser.points() == (0, 0)
     larger = replace(look, point_size=0.2)
-    browser.show(shown(frame, larger), frame, larger)
+    browser.show(visible_layers(frame, larger), frame, larger)
     assert scene.nodes["/boxes"].visible and scene.sent == []
     assert {node.point_size for node in scene.nodes.values() if node.kind == "add_point_cloud"} == {0.2}
 
-    browser.show(shown(frame, replace(look, lidar_colors="agent")), frame, look)
+    browser.show(visible_layers(frame, replace(look, lidar_colors="agent")), frame, look)
     assert scene.sent and all(name.startswith("/lidar/") for name in scene.sent)
     browser.clear()
     assert scene.nodes == {}
@@ -180,12 +185,12 @@ def test_nodes_of_the_last_frame_are_replaced_or_go(generated_root: Path):
     client, look = Client(), Look()
     browser = Browser(client)
     for frame in frames:
-        browser.show(shown(frame, look), frame, look)
+        browser.show(visible_layers(frame, look), frame, look)
     fresh = Client()
-    Browser(fresh).show(shown(frames[-1], look), frames[-1], look)
+    Browser(fresh).show(visible_layers(frames[-1], look), frames[-1], look)
     assert set(client.scene.nodes) == set(fresh.scene.nodes)
     without = replace(look, boxes=False)
-    browser.show(shown(frames[0], without), frames[0], without)
+    browser.show(visible_layers(frames[0], without), frames[0], without)
     assert not any(name.startswith(("/boxes", f"/{LABELS}")) for name in client.scene.nodes)
 
 
@@ -196,7 +201,7 @@ def test_large_cloud_comes_in_chunks_and_its_first_one_can_be_shown_alone(frame:
     frame.scene = replace(frame.scene, clouds=(cloud,))
     client, look = Client(), Look()
     browser = Browser(client)
-    browser.show(shown(frame, look), frame, look)
+    browser.show(visible_layers(frame, look), frame, look)
     assert browser.points() == (FIRST_POINTS, len(points))
     assert [browser.refine(look) for _ in range(3)] == [True, True, False]
     assert browser.points() == (len(points), len(points))
@@ -215,7 +220,7 @@ def test_path_with_gaps_and_colours_of_lines(frame: ViewerFrame):
     track = np.array([[0, 0, 0], [1, 0, 0], [np.nan] * 3, [3, 0, 0], [4, 0, 0.0]])
     positions = {a.key.agent: track for a in frame.scene.agents}
     client, look = Client(), Look(paths=True)
-    Browser(client).show(shown(frame, look, positions), frame, look)
+    Browser(client).show(visible_layers(frame, look, positions), frame, look)
     points, colors = client.scene.nodes[f"/paths/{agent}/lines"].args
     assert points.shape == colors.shape == (2, 2, 3) and np.isfinite(points).all()
     assert (colors == np.rint(255 * linear_from_srgb(agent_color(0) / 255))).all()  # sRGB would be drawn too pale

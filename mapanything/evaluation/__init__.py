@@ -1,1 +1,1 @@
-"""What predictions are worth: metrics (pure NumPy), one scene's figures, the tables and pictures of many."""
+"""The worth of predictions: metrics (pure NumPy), one scene's figures, the tables and pictures of many."""

@@ -28,7 +28,7 @@ SIZE = (1920, 1000)
 
 
 def metrics_png(rows: Sequence[Row]) -> bytes:
-    """A panel per metric: every scene a dot, the box from quartile to quartile with the median, per model and mode."""
+    """Draws a panel per metric: every scene a dot, the box from quartile to quartile with the median, per model and mode."""
     figure = new_figure(*SIZE)
     of_part = parts(rows)
     models = list(dict.fromkeys(model for model, _ in of_part))
@@ -57,7 +57,7 @@ def _box(axes: Any, centre: float, values: np.ndarray, color: str) -> None:
 
 
 def groups_png(summary: Summary) -> bytes:
-    """What depends on where: depth by distance, pose by camera and by the vehicle's role. Means over scenes."""
+    """Draws what depends on where: depth by distance, pose by camera and by the vehicle's role. Means over scenes."""
     figure = new_figure(*SIZE)
     wanted = (
         ("distance", "depth_abs_rel", "depth AbsRel by distance"),

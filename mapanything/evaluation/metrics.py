@@ -33,7 +33,7 @@ def mean(values: ArrayLike) -> float:
 
 
 def proper_poses(poses: ArrayLike) -> Float:
-    """(..., 4, 4) in float64 with proper rotations: float32 rounds a rotation by 1e-7, which is 1e-5 m at 100 m."""
+    """Poses (..., 4, 4) in float64 with proper rotations: float32 rounds a rotation by 1e-7, which is 1e-5 m at 100 m."""
     poses = np.asarray(poses, np.float64)
     out = np.zeros_like(poses)
     with np.errstate(invalid="ignore", divide="ignore"):  # a network that diverged predicts NaN
@@ -51,14 +51,14 @@ def pose_errors(predicted: Float, true: Float) -> tuple[Float, Float]:
 
 
 def relative_pose_errors(predicted: Float, true: Float) -> tuple[Float, Float]:
-    """As `pose_errors`, after both rigs are moved so that view 0 is the origin. View 0 itself is left out: (V - 1,) twice."""
+    """Errors as of `pose_errors`, after both rigs are moved so that view 0 is the origin; without view 0: (V - 1,) twice."""
     with np.errstate(invalid="ignore", over="ignore"):
         return pose_errors((invert(predicted[0]) @ predicted)[1:], (invert(true[0]) @ true)[1:])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Similarity:
-    """x -> scale · rotation @ x + translation."""
+    """The map x -> scale · rotation @ x + translation."""
 
     scale: float
     rotation: Float  # (3, 3)
@@ -99,14 +99,14 @@ def fit_similarity(predicted: Float, true: Float) -> Similarity:
 
 
 def fitted_pose_errors(predicted: Float, true: Float) -> tuple[Float, Float]:
-    """As `pose_errors` after `fit_similarity`, of all views: (V,) twice. One view always fits: (0,) twice."""
+    """Errors as of `pose_errors` after `fit_similarity`, of all views: (V,) twice. One view always fits: (0,) twice."""
     if len(true) < 2:
         return np.zeros(0), np.zeros(0)
     return pose_errors(fit_similarity(predicted, true).poses(predicted), true)
 
 
 def pair_errors_deg(predicted: Float, true: Float, *, fold: bool = False) -> Float:
-    """(P,) per pair of views i < j: the larger of the angles by which rotation and direction of j, seen from i, are wrong.
+    """Errors (P,) per pair of views i < j: the larger of the angles by which j's rotation and direction from i are wrong.
 
     A pair that truly stands in one place has no direction: its rotation alone counts. A prediction without a baseline where
     there is one is wrong by 90°; one that is not finite by 180°.
@@ -162,7 +162,7 @@ def depth_errors(predicted: Float, true: Float) -> dict[str, float]:
 
 
 def median_scale(predicted: Float, true: Float) -> float:
-    """median(true) / median(predicted) of (N,) depths: what makes the scene as deep as it is. NaN where there is no such."""
+    """The ratio median(true) / median(predicted) of (N,) depths, which makes the scene as deep as it is; or NaN."""
     finite = np.isfinite(predicted)
     if not finite.any():
         return NAN
@@ -171,7 +171,7 @@ def median_scale(predicted: Float, true: Float) -> float:
 
 
 def distance_band(distances: Float, edges: Sequence[float]) -> NDArray[np.intp]:
-    """(N,) the band a distance lies in: edges[i] <= distance < edges[i + 1], the last one open; -1 below the first."""
+    """The band (N,) that each distance lies in: edges[i] <= distance < edges[i + 1], the last one open; -1 below the first."""
     return np.searchsorted(np.asarray(edges), distances, side="right") - 1
 
 
@@ -196,7 +196,7 @@ def scale_ratio(predicted: Float, predicted_origin: Float, true: Float, true_ori
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """What the filtered figures look at: OPV2V's z (height above the main agent's LiDAR, metres) and horizontal distance.
+    """The region of the filtered figures: OPV2V's z (height above the main agent's LiDAR, metres) and horizontal distance.
 
     The default heights are OpenCOOD's own range, from below the road to above the roofs of cars.
     """
@@ -206,7 +206,7 @@ class Region:
     radius: float = 50.0
 
     def inside(self, points: Float) -> NDArray[np.bool_]:
-        """(N,) of points (N, 3) in the LiDAR's frame, OpenCV axes (y down)."""
+        """Tells which (N,) of the points (N, 3) are inside: the LiDAR's frame, OpenCV axes (y down)."""
         height = -points[:, 1]
         return (height >= self.z_min) & (height <= self.z_max) & (np.hypot(points[:, 0], points[:, 2]) <= self.radius)
 
@@ -219,7 +219,7 @@ class Grid:
     extent: float = 50.0
 
     def occupied(self, points: Float) -> NDArray[np.bool_]:
-        """(n, n): cells that hold a point of (N, 3), OpenCV axes."""
+        """The cells (n, n) that hold a point of (N, 3), OpenCV axes."""
         n = int(np.ceil(2 * self.extent / self.cell))
         grid = np.zeros((n, n), dtype=bool)
         plane = (points[:, [0, 2]] + self.extent) / self.cell
@@ -243,7 +243,7 @@ def finite_rows(points: Float) -> Float:
 
 
 def sample_rows(points: Float, most: int, rng: np.random.Generator) -> Float:
-    """At most so many of the points (N, 3), drawn without replacement; all of them where they are no more."""
+    """Draws at most so many of the points (N, 3), without replacement; all of them where they are no more."""
     if len(points) <= most:
         return points
     return points[np.sort(rng.choice(len(points), most, replace=False))]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -147,15 +146,6 @@ def _plain(value: Any) -> Any:
     return value.to_dict() if isinstance(value, Statistics) else {key: _plain(inner) for key, inner in value.items()}
 
 
-def summary_json(summary: Summary, record: dict[str, Any]) -> bytes:
-    """`record` (what was evaluated, and how) and the statistics. NaN is null."""
-    return json_bytes(record | {"results": summary.to_dict()})
-
-
-def json_bytes(values: dict[str, Any]) -> bytes:
-    return (json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
-
-
 # Markdown
 
 
@@ -197,19 +187,12 @@ def _table(header: Sequence[str], body: Iterable[Sequence[str]]) -> Iterator[str
 
 def _headline_table(summary: Summary, headlines: Sequence[Headline]) -> Iterator[str]:
     header = ["", *(f"{title}, {mode}" for title, _, _ in headlines for mode in summary.modes)]
-    body = [
-        [
-            model,
-            *(
-                _joined([summary.whole[model, mode][name].mean for name in names], digits)
-                if (model, mode) in summary.whole
-                else "–"
-                for _, names, digits in headlines
-                for mode in summary.modes
-            ),
-        ]
-        for model in summary.models
-    ]
+    body = [[model] for model in summary.models]
+    for line in body:
+        for _, names, digits in headlines:
+            for mode in summary.modes:
+                whole = summary.whole.get((line[0], mode))
+                line.append("–" if whole is None else _joined([whole[name].mean for name in names], digits))
     yield from _table(header, body)
 
 
@@ -232,24 +215,20 @@ def _cell(stats: Statistics) -> str:
     if not stats.count:
         return "–"
     if math.isnan(stats.low):
-        return _short(stats.mean)
-    return f"{_short(stats.mean)} [{_short(stats.low)}, {_short(stats.high)}], {_short(stats.median)}"
+        return _digits(stats.mean)
+    return f"{_digits(stats.mean)} [{_digits(stats.low)}, {_digits(stats.high)}], {_digits(stats.median)}"
 
 
-def _short(value: float) -> str:
+def _digits(value: float) -> str:
     return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}" if abs(value) < 1e9 else f"{value:.3e}"
 
 
 def _group_table(summary: Summary, mode: str, kind: str) -> Iterator[str]:
-    names = [
-        *(POSE_COLUMNS if kind != "distance" else ()),
-        "depth_rmse_m",
-        "depth_abs_rel",
-        "depth_scaled_abs_rel",
-        "num_pixels",
-    ]
+    names = ["depth_rmse_m", "depth_abs_rel", "depth_scaled_abs_rel", "num_pixels"]
+    if kind != "distance":
+        names = [*POSE_COLUMNS, *names]
     body = [
-        [model, group, *("–" if not of[name].count else _short(of[name].mean) for name in names)]
+        [model, group, *("–" if not of[name].count else _digits(of[name].mean) for name in names)]
         for model in summary.models
         for group, of in summary.groups.get((model, mode), {}).get(kind, {}).items()
     ]

@@ -30,7 +30,7 @@ from mapanything.models.mapanything import MapAnything
 from mapanything.opv2v.depth_root import look
 from mapanything.results.export import write_scene
 from mapanything.results.reconstruction import Reconstruction
-from mapanything.results.record import SceneKey, Settings, scene_folder
+from mapanything.results.record import SceneKey, Settings, json_bytes, scene_folder
 
 READERS, MEASURERS = 2, 2
 Progress = Callable[[str], None]  # a scene is done, or (not '') what is wrong with it
@@ -47,7 +47,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationJob:
-    """What is evaluated.
+    """An evaluation: which models, on which scenes, and how.
 
     Attributes:
         depth_root: None: no depth is known (and `options.reference` must be lidar to have a cloud).
@@ -132,9 +132,9 @@ def evaluate(job: EvaluationJob, progress: Progress = lambda _: None) -> Summary
     files.write("plots/metrics.png", charts.metrics_png(rows))
     files.write("plots/groups.png", charts.groups_png(summary))
     files.write("summary.md", report.summary_md(summary, job.inputs, len(problems), job.options.reference, labels.text()))
-    write_atomic(job.out / "timing.json", report.json_bytes({"device": job.device, "models": timings}))
+    write_atomic(job.out / "timing.json", json_bytes({"device": job.device, "models": timings}, allow_nan=False))
     record = _record(job, problems) | {"labels": labels.to_dict(), "files": sorted([*files.names, "timing.json"])}
-    write_atomic(job.out / "summary.json", report.summary_json(summary, record))
+    write_atomic(job.out / "summary.json", json_bytes(record | {"results": summary.to_dict()}, allow_nan=False))
     return summary
 
 
@@ -153,7 +153,7 @@ class _Files:
 
 
 def _record(job: EvaluationJob, problems: dict[str, str]) -> dict[str, Any]:
-    """What was evaluated, and how."""
+    """The record of what was evaluated, and how."""
     options = job.options
     return {
         "format": 1,

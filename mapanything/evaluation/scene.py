@@ -31,21 +31,27 @@ DEPTH_COLUMNS = (*(f"depth_{name}" for name in _DEPTH), *(f"depth_scaled_{name}"
 POSE_COLUMNS = ("pose_translation_m", "pose_rotation_deg")
 COLUMNS = (
     *POSE_COLUMNS,
-    *("pose_fit_translation_m", "pose_fit_rotation_deg", "pose_fit_scale"),
+    "pose_fit_translation_m",
+    "pose_fit_rotation_deg",
+    "pose_fit_scale",
     *(f"auc_{threshold}" for threshold in metrics.AUC_THRESHOLDS_DEG),
     *(f"auc_{threshold}_vggt" for threshold in metrics.AUC_THRESHOLDS_DEG),
-    *("scale_error", "scale_ratio", "abs_metric_scaling_factor_minus_1"),
+    "scale_error",
+    "scale_ratio",
+    "abs_metric_scaling_factor_minus_1",
     *DEPTH_COLUMNS,
     "depth_median_scale",
     *_CLOUD,
     *(f"filtered_{name}" for name in _CLOUD),
-    *("num_points", "num_points_true", "mask_fraction"),
+    "num_points",
+    "num_points_true",
+    "mask_fraction",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What is measured, and how.
+    """The choices of what is measured, and how.
 
     Attributes:
         region: of the filtered figures. grid: of the overlap from above.
@@ -67,7 +73,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Truth:
-    """What is known of a scene. V views of (H, W); OpenCV axes, metres; the world is the main agent's LiDAR frame.
+    """The truth that is known of a scene. V views of (H, W); OpenCV axes, metres; the world is the main agent's LiDAR frame.
 
     Attributes:
         points_cam: (V, H, W, 3) in the camera's frame, where `valid` (V, H, W).
@@ -86,7 +92,7 @@ class Truth:
 
     @classmethod
     def of(cls, scene: SceneSample, root: Path, reference: str = "depth") -> Truth:
-        """Raises InputError: a sweep is the reference, but missing or broken."""
+        """Takes the truth out of a sample. Raises InputError: a sweep is the reference, but missing or broken."""
         return cls(
             points_cam=np.stack([view["pts3d_cam"].numpy() for view in scene.views]),
             valid=np.stack([view["valid_mask"].numpy() for view in scene.views]),
@@ -104,7 +110,7 @@ class Truth:
 
 
 def _sweeps(scene: SceneSample, root: Path) -> Float:
-    """(N, 3): the clouds of all vehicles of a scene in the main agent's LiDAR frame."""
+    """The points (N, 3) of all vehicles' clouds in the main agent's LiDAR frame."""
     lidar_from_world = invert(scene.world_from_lidar)
     sweeps = []
     for agent in scene.key.agents:
@@ -132,16 +138,15 @@ def measure(predicted: Reconstruction, truth: Truth, options: Options, rng: np.r
     theirs = invert(truth.lidar_from_camera[0]) @ truth.lidar_from_camera  # view 0 is the origin, as it is in the prediction
     depths = _Depths(predicted, truth)
     poses = metrics.relative_pose_errors(ours, theirs)
-    values = {
-        **_pose_values(poses, np.ones(len(theirs) - 1, dtype=bool)),
-        **_fit_values(ours, theirs),
-        **_auc_values(ours, theirs),
-        **_scale_values(predicted, truth, ours, theirs),
-        **depths.values(np.ones(len(depths.true), dtype=bool)),
-        "depth_median_scale": depths.scale,
-        **_cloud_values(predicted, truth, ours, options, rng),
-        "mask_fraction": float(predicted.mask.mean()),
-    }
+    values = (
+        _pose_values(poses, np.ones(len(theirs) - 1, dtype=bool))
+        | _fit_values(ours, theirs)
+        | _auc_values(ours, theirs)
+        | _scale_values(predicted, truth, ours, theirs)
+        | depths.values(np.ones(len(depths.true), dtype=bool))
+        | _cloud_values(predicted, truth, ours, options, rng)
+        | {"depth_median_scale": depths.scale, "mask_fraction": float(predicted.mask.mean())}
+    )
     return Measured({name: values[name] for name in COLUMNS}, list(_groups(poses, depths, truth, options)))
 
 
@@ -161,11 +166,8 @@ class _Depths:
             raw, scaled = metrics.depth_errors(p, t), metrics.depth_errors(p * self.scale, t)
         if np.isnan(self.scale):
             scaled = dict.fromkeys(scaled, NAN)  # there is no such scale, so no hit or miss with it either
-        return {
-            **{f"depth_{name}": value for name, value in raw.items()},
-            **{f"depth_scaled_{name}": value for name, value in scaled.items()},
-            "num_pixels": float(len(t)),
-        }
+        found = {f"depth_{name}": value for name, value in raw.items()}
+        return found | {f"depth_scaled_{name}": value for name, value in scaled.items()} | {"num_pixels": float(len(t))}
 
 
 def _pose_values(errors: tuple[Float, Float], chosen: NDArray[np.bool_]) -> dict[str, float]:
@@ -201,7 +203,7 @@ def _scale_values(predicted: Reconstruction, truth: Truth, ours: Float, theirs: 
 
 
 def in_one_frame(points_cam: NDArray[np.float32], chosen: NDArray[np.bool_], poses: Float) -> Float:
-    """(N, 3): the chosen pixels' points (V, H, W, 3), each view's moved by its pose (V, 4, 4); view by view."""
+    """The chosen pixels (N, 3) of points (V, H, W, 3), each view's moved by its pose (V, 4, 4); view by view."""
     parts = []
     for pose, points, where in zip(poses, points_cam, chosen):
         columns = points.reshape(-1, 3).take(np.flatnonzero(where), axis=0).astype(np.float64).T

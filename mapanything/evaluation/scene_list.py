@@ -1,4 +1,4 @@
-"""Which scenes are evaluated: timestamps, seen once by one vehicle and once by several, so that the two can be compared.
+"""The scenes that are evaluated: timestamps, seen once by one vehicle and once by several, so that the two can be compared.
 
 Names only, no file of the data set is opened. The same arguments give the same scenes in the same order.
 """
@@ -22,7 +22,7 @@ DEFAULT_SPLITS = ("test", "validate")  # the first that is there: a figure of tr
 
 @dataclass(frozen=True, slots=True)
 class SceneChoice:
-    """Which scenes of a data set.
+    """A choice of scenes of a data set.
 
     Attributes:
         selection: splits, scenarios, agents, frames; without splits, the first of `DEFAULT_SPLITS` that is there.
@@ -62,7 +62,7 @@ def list_scenes(root: Path, choice: SceneChoice, modes: Sequence[str] = MODES) -
 
 
 def _place(key: SceneKey, choice: SceneChoice) -> tuple[str, ...]:
-    """What a scene of mode single shares with the coop scene that it is to be compared with."""
+    """The part of a name that a scene of mode single shares with the coop scene it is to be compared with."""
     timestamp = (key.split, key.scenario, key.frame)
     return timestamp if choice.every_agent else (*timestamp, key.main_agent)
 

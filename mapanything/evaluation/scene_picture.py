@@ -69,7 +69,7 @@ def _clouds(predicted: Reconstruction, truth: Truth, placed: Float) -> list[Clou
 
 
 def _cameras(poses: Float, intrinsics: Float, size: tuple[int, int], color: NDArray[np.uint8]) -> Cameras:
-    """What can be drawn of (V, 4, 4) poses with (V, 3, 3) matrices: a network may say anything."""
+    """The cameras that can be drawn of (V, 4, 4) poses with (V, 3, 3) matrices: a network may say anything."""
     seen = np.isfinite(poses).all(axis=(1, 2)) & np.isfinite(intrinsics).all(axis=(1, 2))
     seen &= (np.abs(poses[:, :3, 3]) < REACH).all(axis=1) & (np.abs(intrinsics[:, [0, 1], [0, 1]]) > 1).all(axis=1)
     count = int(seen.sum())

@@ -1,4 +1,4 @@
-"""What many frames say together: mean, median, spread, and how sure the mean is."""
+"""Statistics over many frames: mean, median, spread, and how sure the mean is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _AT_ONCE = 1 << 22  # numbers drawn in one step
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Of the finite values: how many, mean, median, standard deviation (of the population), quartiles, and the bounds of
+    """The finite values in short: how many, mean, median, standard deviation (of the population), quartiles, and the bounds of
     the mean's bootstrap interval. NaN where there is none."""
 
     count: int
@@ -30,7 +30,7 @@ class Statistics:
     high: float
 
     def to_dict(self) -> dict[str, float | None]:
-        """For JSON, which has no NaN."""
+        """The values for JSON, which has no NaN."""
         return {key: None if value != value else value for key, value in asdict(self).items()}
 
 

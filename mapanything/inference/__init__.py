@@ -1,1 +1,1 @@
-"""From images to predictions, and predictions to files."""
+"""The way from images to predictions, and from predictions to files."""

@@ -139,7 +139,7 @@ def preprocess_inputs(
 def target_size(
     ratio: float, resize_mode: str, size: int | Sequence[int] | None, patch_size: int, resolution_set: int
 ) -> tuple[int, int]:
-    """(W, H), multiples of `patch_size`, for views of the mean width / height `ratio`; see `preprocess_inputs`."""
+    """The size (W, H), multiples of `patch_size`, for views of the mean width / height `ratio`; see `preprocess_inputs`."""
     if resize_mode not in RESIZE_MODES:
         raise InputError(f"resize_mode={resize_mode!r}: give one of {', '.join(RESIZE_MODES)}")
     if not isinstance(patch_size, int) or patch_size < 1:
@@ -256,7 +256,7 @@ def _check_keys(view: Mapping[str, Any], place: str, norm_type: str) -> None:
 
 
 def _camera(view: Mapping[str, Any], place: str, source: tuple[int, int]) -> NDArray[np.float64] | None:
-    """(3, 3) of the image as given."""
+    """The camera matrix (3, 3) of the image as given."""
     if view.get("ray_directions") is not None:
         return intrinsics_from_rays(_numbers(view["ray_directions"], f"{place}: ray_directions"), source, place)
     if view.get("intrinsics") is None:

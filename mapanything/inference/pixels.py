@@ -40,7 +40,7 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def path_or_pixels(value: Any, place: str) -> Path | NDArray[np.uint8]:
-    """What is in memory as (h, w, 3) uint8 RGB; a file stays a path, to be decoded when it is its turn."""
+    """An image in memory as (h, w, 3) uint8 RGB; a file stays a path, to be decoded when it is its turn."""
     if isinstance(value, (str, Path)):
         return Path(value)
     if isinstance(value, Image.Image):
@@ -79,7 +79,7 @@ def _opened(path: Path) -> Iterator[tuple[Image.Image, bytes]]:
 
 
 def image_size(image: Path | NDArray[np.uint8], bayer: str | None) -> tuple[int, int]:
-    """(w, h) of the upright image, from the file's header where that will do."""
+    """The size (w, h) of the upright image, from the file's header where that will do."""
     if not isinstance(image, Path):
         return image.shape[1], image.shape[0]
     with _opened(image) as (picture, data):

@@ -1,4 +1,4 @@
-"""From a sample of a data set to a prediction: the only door between ground truth and the network.
+"""The way from a sample of a data set to a prediction: the only door between ground truth and the network.
 
 A sample holds what it is later measured with: depth, poses, points. `scene_views` builds new dictionaries with what was
 asked for and nothing else, so what is not an input cannot leak into a prediction: it is not there.
@@ -31,7 +31,7 @@ VIEWS_AT_ONCE = {"cpu": 1, "cuda": 4}
 
 
 def parse_inputs(names: str | Iterable[str]) -> frozenset[str]:
-    """`images,intrinsics` (or several such names) as a set.
+    """Parses `images,intrinsics`, or several such names, into a set.
 
     Raises:
         InputError: an unknown name, no images, or depth without the intrinsics that make points of it.
@@ -51,7 +51,7 @@ def parse_inputs(names: str | Iterable[str]) -> frozenset[str]:
 def scene_views(
     sample: Sequence[Mapping[str, Any]], inputs: Iterable[str] = IMAGES, vehicle_id: bool = False
 ) -> list[dict[str, Any]]:
-    """What the network may see of a sample, for `model.predict`; a batch of one.
+    """The part of a sample that the network may see, for `model.predict`; a batch of one.
 
     Args:
         sample: views of `OPV2VDataset[i]` or `SceneSample.views`, not collated.

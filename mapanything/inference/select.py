@@ -1,4 +1,4 @@
-"""Which scenes a selection means, and one scene as a sample: no index of a whole split, no more than one scene in memory.
+"""The scenes that a selection means, and one scene as a sample: no index of a whole split, no more than one scene in memory.
 
 A scene is one vehicle at one timestamp (`single`), or all chosen vehicles of a timestamp (`coop`). Which views it has
 follows from the images alone, never from the ground truth that happens to lie beside them.
@@ -71,7 +71,7 @@ class SceneSample:
 
     @property
     def lidar_from_view0(self) -> NDArray[np.float64]:
-        """(4, 4): how the camera of view 0 is mounted, which is all that leads from a prediction to the LiDAR's frame."""
+        """The mounting (4, 4) of view 0's camera, which is all that leads from a prediction to the LiDAR's frame."""
         return self.lidar_from_camera[0]
 
 
@@ -158,7 +158,7 @@ def _coop_scene(
 
 
 def _folders(root: Path, selection: Selection) -> Iterator[AgentFolder]:
-    """As `scan`, for a selection whose frames may be ranges."""
+    """Scans as `scan` does, for a selection whose frames may be ranges."""
     ranges = {text: (int(m[1]), int(m[2])) for text in selection.frames if (m := _RANGE.match(text))}
     if not ranges:
         yield from scan(root, selection)

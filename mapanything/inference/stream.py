@@ -38,7 +38,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class InferenceJob:
-    """What every process needs to know."""
+    """The knowledge that every process needs."""
 
     root: Path
     depth_root: Path | None
@@ -67,7 +67,7 @@ def infer_scenes(job: InferenceJob, keys: Sequence[SceneKey], devices: Sequence[
 
 
 def infer_here(job: InferenceJob, keys: Sequence[SceneKey], device: str, report: Report) -> None:
-    """As `infer_scenes`, on one device, in this process."""
+    """Does as `infer_scenes`, on one device, in this process."""
     if not keys:
         return
     model = MapAnything.from_pretrained(job.checkpoint, device=device)
@@ -101,7 +101,7 @@ def pipelined(
     num_readers: int,
     num_finishers: int,
 ) -> Iterator[tuple[Item, Result]]:
-    """(item, what `finish` returned) in order: threads read ahead and finish behind, `work` happens here.
+    """Yields (item, what `finish` returned) in order: threads read ahead and finish behind, `work` happens here.
 
     Args:
         work: None leaves the item out.

@@ -49,7 +49,7 @@ def figure_image(figure: Any) -> NDArray[np.uint8]:
 
 
 def size_of(figure: Any) -> tuple[int, int]:
-    """(width, height) in pixels."""
+    """The figure's width and height in pixels."""
     width, height = figure.get_size_inches() * DPI
     return round(width), round(height)
 

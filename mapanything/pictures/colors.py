@@ -41,23 +41,23 @@ def rgb(color: Colors | str) -> tuple[float, float, float] | str:
 
 
 def agent_color(role: int) -> Colors:
-    """(3,) uint8 of role 0 (main agent), 1, 2..."""
+    """The colour (3,) of role 0 (main agent), 1, 2..."""
     return AGENT_COLORS[role % len(AGENT_COLORS)]
 
 
 def height_colors(points: NDArray[np.floating], ground: float) -> Colors:
-    """(N, 3) uint8 by height above the road; `ground` as `scenes.ground_height` gives it."""
+    """Colours (N, 3) by height above the road; `ground` as `scenes.ground_height` gives it."""
     return map_colors(ground - points[:, 1], *HEIGHT_RANGE)
 
 
 def depth_colors(depth: NDArray[np.floating]) -> Colors:
-    """(N, 3) uint8 of z-depths (N,) in metres, over `DEPTH_RANGE`."""
+    """Colours (N, 3) of z-depths (N,) in metres, over `DEPTH_RANGE`."""
     low, high = np.log(DEPTH_RANGE)
     return map_colors(np.log(np.maximum(depth, 1e-3)), low, high, "turbo_r")
 
 
 def error_colors(distances: NDArray[np.floating]) -> Colors:
-    """(N, 3) uint8 of distances (N,) in metres, over `ERROR_RANGE`: violet is near, yellow is far."""
+    """Colours (N, 3) of distances (N,) in metres, over `ERROR_RANGE`: violet is near, yellow is far."""
     low, high = np.log(ERROR_RANGE)
     start = low - (high - low) * ERROR_MAP_START / (1 - ERROR_MAP_START)
     return map_colors(np.log(np.clip(distances, *ERROR_RANGE)), start, high, ERROR_MAP)

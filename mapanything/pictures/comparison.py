@@ -18,6 +18,7 @@ from mapanything.pictures.colors import (
     PREDICTED,
     RING_TEXT,
     TRUE,
+    Colors,
     error_colors,
     height_colors,
 )
@@ -126,67 +127,51 @@ def draw_comparison(
         hidden: `cameras`, `rings` or `names` are left out.
     """
     c = comparison
+    circles = not through_camera and "rings" not in hidden
+    marks = _marks(c, "the main agent's LiDAR" if c.true_cameras else "the origin", circles)
     if through_camera or "cameras" in hidden:
         c = replace(c, predicted_cameras=None, true_cameras=None)
     if through_camera:
         view = replace(view, point_size=2 * view.point_size)
-    circles = not through_camera and "rings" not in hidden
     view = for_many_points(view, max(len(c.prediction.points), len(c.truth)))
     rings = rings_of(max_range, c.ground)
-    shown = [rings] if circles else []
+    around: list[Item] = [rings] if circles else []
     names = ring_names(rings) if circles and "names" not in hidden else ()
     scale = metres_per_pixel(view, c.ground) if from_above else None
-    ours: list[Item] = [*shown, *([c.predicted_cameras.painted(PREDICTED)] if c.predicted_cameras else [])]
-    theirs: list[Item] = [*shown, *([c.true_cameras.painted(TRUE)] if c.true_cameras else [])]
+    ours = [*around, c.predicted_cameras.painted(PREDICTED)] if c.predicted_cameras else around
+    theirs = [*around, c.true_cameras.painted(TRUE)] if c.true_cameras else around
 
     def panel(title: str, image: NDArray[np.uint8]) -> Panel:
         return Panel(image, title, view, names, scale)
 
-    one = render([Cloud(c.prediction.points, PREDICTED), *ours], view)
-    other = render([Cloud(c.truth, TRUE), *theirs], view)
+    def drawn(points: NDArray[np.floating], colors: Colors, items: list[Item]) -> NDArray[np.uint8]:
+        return render([Cloud(points, colors), *items], view)
+
+    p, t = c.prediction.points, c.truth
+    # The lighter of both: where they meet it is nearly white, and neither hides the other.
+    both = np.maximum(drawn(p, PREDICTED, ours), drawn(t, TRUE, theirs))
     rows = [
         [
-            panel(f"prediction: {len(c.prediction.points):,} points", render([c.prediction, *ours], view)),
-            panel(
-                f"ground truth: {len(c.truth):,} points",
-                render([Cloud(c.truth, height_colors(c.truth, c.ground)), *theirs], view),
-            ),
+            panel(f"prediction: {len(p):,} points", render([c.prediction, *ours], view)),
+            panel(f"ground truth: {len(t):,} points", drawn(t, height_colors(t, c.ground), theirs)),
         ],
         [
-            # The lighter of both: where they meet it is nearly white, and neither hides the other.
-            panel("over each other", np.maximum(one, other)),
-            panel(
-                "error of the prediction",
-                render([Cloud(c.prediction.points, error_colors(c.to_truth)), *shown], view),
-            ),
+            panel("over each other", both),
+            panel("error of the prediction", drawn(p, error_colors(c.to_truth), around)),
         ],
     ]
-    return sheet(
-        title,
-        rows,
-        _marks(c, "the main agent's LiDAR" if comparison.true_cameras else "the origin", circles),
-        (HEIGHT_BAR, ERROR_BAR),
-    )
+    return sheet(title, rows, marks, (HEIGHT_BAR, ERROR_BAR))
 
 
 def _marks(c: Comparison, middle: str, circles: bool) -> tuple[Mark, ...]:
-    marks = [
-        Mark("prediction only", PREDICTED),
-        Mark("ground truth only", TRUE),
-        Mark("both"),
-        *([Mark(f"distance from {middle}", RING_TEXT, RING_SIGN)] if circles else []),
-    ]
+    marks = [Mark("prediction only", PREDICTED), Mark("ground truth only", TRUE), Mark("both")]
+    if circles:
+        marks.append(Mark(f"distance from {middle}", RING_TEXT, RING_SIGN))
     for name, distances in (("predicted points to the truth", c.to_truth), ("true points to the prediction", c.to_prediction)):
+        said = "no points"
         if len(distances) and np.isfinite(distances).all():
             median, most = np.quantile(distances, [0.5, 0.9])
             close = np.mean(distances <= CLOSE)
-            marks.append(
-                Mark(
-                    f"{name}: median {median:.2f} m, 90% within {most:.2f} m, {close:.0%} within {CLOSE:g} m",
-                    sign="→",
-                    line=True,
-                )
-            )
-        else:
-            marks.append(Mark(f"{name}: no points", sign="→", line=True))
+            said = f"median {median:.2f} m, 90% within {most:.2f} m, {close:.0%} within {CLOSE:g} m"
+        marks.append(Mark(f"{name}: {said}", sign="→", line=True))
     return tuple(marks)

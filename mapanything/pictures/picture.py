@@ -1,4 +1,4 @@
-"""What a 3D picture says, and its drawing: layers that can be left out, names, a legend; as one panel or as a sheet."""
+"""The content of a 3D picture, and its drawing: layers that can be left out, names, a legend; as one panel or as a sheet."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CAMERAS_A_ROW = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """What there is to see of one timestamp, in the main agent's LiDAR frame.
+    """All that can be drawn of one timestamp, in the main agent's LiDAR frame.
 
     Attributes:
         layers: items by layer, of `LAYERS`.
@@ -161,7 +161,7 @@ def draw_panel(
 
 
 def _seen_from_inside(picture: Picture) -> list[Item]:
-    """Without what would stand in the way: the frusta, the box one sits in, circles that end on the horizon."""
+    """All items but those in the way: the frusta, the box one sits in, circles that end on the horizon."""
     items = picture.items(hidden=("cameras", "axes", "rings"))
     return [item.without(picture.agent) if isinstance(item, Boxes) else item for item in items]
 

@@ -93,7 +93,7 @@ def draw_birds_eye(axes: Any, scene: Scene, max_range: float, point_size: float 
 
 
 def _on_the_plane(item: Axes) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """Where an agent is and where it looks, (2,) each: right and forward of the main agent."""
+    """An agent's place and the direction that it looks in, (2,) each: right and forward of the main agent."""
     return item.world_from_axes[[0, 2], 3], item.world_from_axes[[0, 2], 2]
 
 
@@ -164,7 +164,7 @@ def pose_sheet(
 
 
 def view_size(num_agents: int) -> tuple[int, int]:
-    """(width, height) in pixels that the pose sheet has for the 3D picture, above its legend."""
+    """The pixels (width, height) that the pose sheet has for the 3D picture, above its legend."""
     return 820, POSE_SIZE[1] - TOP - SCALE_HEIGHT - LEGEND_LINE * (num_agents + 2)
 
 
@@ -269,5 +269,5 @@ def image_sheet(images: Sequence[NDArray[np.uint8]], titles: Sequence[str], titl
 
 
 def image_sheet_size(width: int, height: int) -> tuple[int, int]:
-    """(width, height) in pixels of the sheet of four images of this size."""
+    """The pixels (width, height) of the sheet of four images of this size."""
     return 2 * width + 12 + 40 + 90, 2 * height + 44 + 90 + 36

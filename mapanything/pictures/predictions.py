@@ -44,7 +44,7 @@ def read_prediction(folder: Path) -> PredictedScene:
 
 
 def error_distances(prediction: NDArray[np.floating], lidar: NDArray[np.floating]) -> NDArray[np.float64]:
-    """(N,) metres from each predicted point (N, 3) to the nearest LiDAR point (M, 3).
+    """Distances (N,) in metres from each predicted point (N, 3) to the nearest LiDAR point (M, 3).
 
     NaN for points that are not finite, infinite where there is no finite LiDAR point.
     """

@@ -40,7 +40,7 @@ _drawn_in: int | None = None  # id of the process that drew first; Mesa does not
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """From where, how wide and how large.
+    """A camera of a picture: where it stands, how wide it sees, how large the picture is.
 
     Attributes:
         world_from_camera: (4, 4) OpenCV.
@@ -87,12 +87,12 @@ class View:
 
 
 def chase_view(width: int = 1280, height: int = 720, **options: Any) -> View:
-    """From behind and above the main vehicle of a scene, over its roof onto the road ahead."""
+    """The view from behind and above the main vehicle of a scene, over its roof onto the road ahead."""
     return View.look_at((-5.0, -17.0, -23.0), (-1.0, 2.0, 7.5), fov_deg=60.0, width=width, height=height, **options)
 
 
 def fitted_view(geometries: Any, width: int = 1280, height: int = 720, **options: Any) -> View:
-    """From behind and above, so that nine tenths of all points are in the picture."""
+    """The view from behind and above, so that nine tenths of all points are in the picture."""
     points = np.concatenate([np.zeros((0, 3)), *(_points(item) for item in _items(geometries))])
     points = points[np.isfinite(points).all(axis=1)]
     centre = np.median(points, axis=0) if len(points) else np.zeros(3)
@@ -163,7 +163,7 @@ def render(geometries: Any, view: View) -> NDArray[np.uint8]:
 
 
 def _far(shapes: list[Any], view: View) -> float:
-    """z behind which nothing lies: no farther than needed, for the depth buffer's sake."""
+    """The z behind which nothing lies: no farther than needed, for the depth buffer's sake."""
     bounds = np.array([[shape.get_min_bound(), shape.get_max_bound()] for shape in shapes])  # (S, 2, 3)
     corners = np.concatenate([bounds[:, pick, range(3)] for pick in np.ndindex(2, 2, 2)])
     z = transform(invert(view.world_from_camera), corners)[:, 2]
@@ -225,7 +225,7 @@ def _shear(view: View) -> NDArray[np.float64] | None:
 
 
 def _shapes(geometries: Any, view: View, o3d: Any) -> list[Any]:
-    """What is to be drawn, moved by the view's shear, and two points behind the camera."""
+    """All shapes to be drawn, moved by the view's shear, and two points behind the camera."""
     behind = transform(view.world_from_camera, np.array([[-1.0, -1.0, -2.0], [1.0, 1.0, -1.0]]))
     return to_open3d([Cloud(behind, np.zeros(3, np.uint8)), *_items(geometries)], o3d, _shear(view))
 

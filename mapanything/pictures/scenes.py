@@ -1,4 +1,4 @@
-"""What is in a picture, as plain NumPy: clouds, boxes, cameras, axes, paths, rings. Nothing here knows how it will be drawn.
+"""The content of pictures as plain NumPy: clouds, boxes, cameras, axes, paths, rings. Nothing here knows how it will be drawn.
 
 The world of a scene is the main agent's LiDAR frame in OpenCV axes (x right, y down, z forward), metres. The same scene
 goes to a PNG (render.py), to Matplotlib (plots.py) and over an image (overlay.py).
@@ -65,11 +65,11 @@ class Boxes:
         return len(self.labels)
 
     def corners(self) -> Float:
-        """(B, 8, 3) in the world; order as CORNER_SIGNS."""
+        """The corners (B, 8, 3) in the world; order as CORNER_SIGNS."""
         return transform(self.world_from_box, CORNER_SIGNS * self.half_size[:, None])
 
     def headings(self) -> Float:
-        """(B, 2, 3): the ticks that show where the front is, on the box's bottom from the centre outwards."""
+        """The ticks (B, 2, 3) that show where the front is, on the box's bottom from the centre outwards."""
         tick = np.zeros((len(self), 2, 3))
         tick[:, :, 1] = self.half_size[:, 1:2]
         tick[:, 1, 2] = self.half_size[:, 2] + 0.35 * self.half_size[:, 2].clip(max=3.0)
@@ -118,7 +118,7 @@ class Cameras:
         return len(self.labels)
 
     def frusta(self) -> Float:
-        """(C, 5, 3) in the world: the centre, then the image's corners at `length`, clockwise from the upper left."""
+        """The frusta (C, 5, 3) in the world: the centre, then the image's corners at `length`, clockwise from upper left."""
         outer = self.sizes[:, None] * np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) - 0.5  # (C, 4, 2) corners of the image
         focal = self.intrinsics[:, [0, 1], [0, 1]][:, None]
         points = np.zeros((len(self), 5, 3))
@@ -205,11 +205,11 @@ class AgentFrame:
 
     @property
     def world_from_vehicle(self) -> Float:
-        """(4, 4): the vehicle's own pose (on the road), or its LiDAR's where the file has none."""
+        """The vehicle's own pose (4, 4) (on the road), or its LiDAR's where the file has none."""
         return world_from_vehicle(self.frame)
 
     def lidar_points(self) -> NDArray[np.float32]:
-        """(N, 3) in this agent's LiDAR frame, OpenCV axes; rows with NaN or infinity are left out."""
+        """Reads the cloud (N, 3) in this agent's LiDAR frame, OpenCV axes; rows with NaN or infinity are left out."""
         points = carla.cv_points(read_pcd(self.paths.pcd).points)
         return points[np.isfinite(points).all(axis=1)]
 
@@ -240,7 +240,7 @@ class Scene:
 
     @property
     def ground(self) -> float:
-        """y (down) of the road below the main agent."""
+        """The y (down) of the road below the main agent."""
         return ground_height(self.main.frame)
 
     def items(self) -> Iterator[Item]:
@@ -307,7 +307,7 @@ def build_scene(agents: Sequence[AgentFrame], *, max_range: float = np.inf, came
 
 
 def in_range(points: NDArray[np.floating], max_range: float) -> NDArray[np.bool_]:
-    """(N,) which of the points (N, 3) lie within `max_range` metres to the right, left, ahead and behind."""
+    """Tells which (N,) of the points (N, 3) lie within `max_range` metres to the right, left, ahead and behind."""
     return np.asarray((np.abs(points[:, [0, 2]]) <= max_range).all(axis=1))
 
 
@@ -350,25 +350,25 @@ def cameras_of(agents: Sequence[AgentFrame], length: float = 2.0) -> Cameras:
 
 
 def no_cameras() -> Cameras:
-    """Where nothing is known of any."""
+    """No camera at all."""
     none = np.zeros((0, 4, 4))
     return Cameras(none, none[:, :3, :3], np.zeros((0, 2), np.int64), (), np.zeros((0, 3), np.uint8))
 
 
 def world_from_vehicle(frame: Frame) -> Float:
-    """(4, 4): the vehicle's own pose (on the road), or its LiDAR's where the file has none."""
+    """The vehicle's own pose (4, 4) (on the road), or its LiDAR's where the file has none."""
     return frame.world_from_lidar if frame.world_from_ego is None else frame.world_from_ego
 
 
 def ground_height(frame: Frame) -> float:
-    """y (down, metres) of the road below this agent, in its LiDAR frame: CARLA puts a vehicle's origin on the road."""
+    """The y (down, metres) of the road below this agent, in its LiDAR frame: CARLA puts a vehicle's origin on the road."""
     if frame.world_from_ego is None:
         return LIDAR_HEIGHT
     return float((invert(frame.world_from_lidar) @ frame.world_from_ego)[1, 3])
 
 
 def read_positions(folders: Sequence[AgentFolder], frames: Sequence[str]) -> dict[str, Float]:
-    """Where each agent is at each of the frames: (F, 3) in CARLA's world, OpenCV axes; NaN where it lacks the frame.
+    """Reads where each agent is at each of the frames: (F, 3) in CARLA's world, OpenCV axes; NaN where it lacks the frame.
 
     Raises:
         InputError: a YAML is broken.

@@ -1,4 +1,4 @@
-"""From where pictures are taken: from above, from behind, through a camera of the scene, or around whatever is there."""
+"""The places that pictures are taken from: above, behind, a camera of the scene, or around whatever is there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STYLE: dict[str, Any] = {"background": BACKGROUND, "line_width": 1.6, "supersamp
 
 
 def top_view(max_range: float, width: int = 720, height: int = 720, **options: Any) -> View:
-    """From above: the main agent in the middle looks up the picture, whose shorter side spans `max_range` metres both ways.
+    """The view from above: the main agent in the middle looks up the picture, whose shorter side spans `max_range` metres both ways.
 
     `metres_per_pixel` says how large a metre on the road is.
     """
@@ -31,12 +31,12 @@ def top_view(max_range: float, width: int = 720, height: int = 720, **options: A
 
 
 def metres_per_pixel(view: View, ground: float) -> float:
-    """Of a view from above, on the road at y = ground."""
+    """The length of a pixel of a view from above, on the road at y = ground."""
     return float((ground - view.world_from_camera[1, 3]) / view.intrinsics[1, 1])
 
 
 def camera_view(cameras: Cameras, index: int, width: int, height: int, **options: Any) -> View:
-    """What a camera of the scene sees, its whole image stretched to width x height."""
+    """The view that a camera of the scene has, its whole image stretched to width x height."""
     scale = np.array([width, height]) / cameras.sizes[index]
     k = resize_intrinsics(cameras.intrinsics[index], *scale)
     return View(cameras.world_from_camera[index], k, width, height, **options)

@@ -75,7 +75,7 @@ def show(layers: Mapping[str, Sequence[Item]], *, title: str, snapshot: Path, vi
 
 
 class _Shown:
-    """What is in the window. `shapes`: Open3D geometries by layer."""
+    """The content of the window. `shapes`: Open3D geometries by layer."""
 
     def __init__(self, window: Any, shapes: dict[str, list[Any]], path: Path) -> None:
         self._window, self._shapes, self._path = window, shapes, path

@@ -41,7 +41,7 @@ _LINEAR = np.rint(65535 * linear_from_srgb(np.arange(256) / 255)).astype(np.uint
 
 
 def encode_pcd(points: Points, colours: Colours, axes: str = "opv2v", about: str = "") -> bytes:
-    """PCD v0.7, binary: x y z rgb, the colour packed into a float's bits as PCL and Open3D do."""
+    """Encodes PCD v0.7, binary: x y z rgb, the colour packed into a float's bits as PCL and Open3D do."""
     table = np.empty((len(points), 4), dtype="<f4")
     table[:, :3] = points
     red, green, blue = colours.astype("<u4").T
@@ -55,7 +55,7 @@ def encode_pcd(points: Points, colours: Colours, axes: str = "opv2v", about: str
 
 
 def encode_ply(points: Points, colours: Colours, axes: str = "opv2v", about: str = "") -> bytes:
-    """PLY 1.0, binary little endian: x y z as floats, red green blue as bytes."""
+    """Encodes PLY 1.0, binary little endian: x y z as floats, red green blue as bytes."""
     table = np.empty(len(points), dtype=[("point", "<f4", 3), ("colour", "u1", 3)])
     table["point"], table["colour"] = points, colours
     names = [("float", "x y z"), ("uchar", "red green blue")]
@@ -67,7 +67,7 @@ def encode_ply(points: Points, colours: Colours, axes: str = "opv2v", about: str
 
 
 def encode_glb(points: Points, colours: Colours, axes: str = "opv2v", about: str = "") -> bytes:
-    """glTF 2.0, binary: one primitive of points.
+    """Encodes a glTF 2.0 binary file with one primitive of points.
 
     The coordinates are the cloud's own; the node's matrix turns them (and, from OPV2V's axes, mirrors them) into glTF's, so
     that a viewer shows them upright and the right way round. Colours are linear there, hence 16 bits of them.

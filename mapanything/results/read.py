@@ -44,7 +44,7 @@ class PredictedView:
     lidar_from_camera: NDArray[np.float64]
 
     def depth(self) -> NDArray[np.float32]:
-        """(H, W) z-depth in metres, 0 outside the mask. Raises InputError."""
+        """Reads the z-depth (H, W) in metres, 0 outside the mask. Raises InputError."""
         depth, mask = _read_image(self.folder / "depth.npy", "f"), _read_image(self.folder / "mask.npy", "b")
         if not depth.shape == mask.shape == self.size[::-1]:
             raise InputError(f"{self.folder}: depth.npy and mask.npy do not have {POSES}'s size; make the scene again")
@@ -155,7 +155,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_image(path: Path, kind: str) -> NDArray[Any]:
-    """(H, W) of NumPy's kind `f` or `b`."""
+    """Reads (H, W) values of NumPy's kind `f` or `b`."""
     values = read_npy(path)
     if values.ndim != 2 or values.dtype.kind != kind:
         wanted = "a mask is (H, W) of bool" if kind == "b" else "a depth map is (H, W) of floats"

@@ -33,11 +33,11 @@ class Reconstruction:
 
     @property
     def depth_z(self) -> NDArray[np.float32]:
-        """(V, H, W) z-depth, unmasked."""
+        """The z-depth (V, H, W), unmasked."""
         return self.points_cam[..., 2]
 
     def points(self, world_from_view0: NDArray[np.float64]) -> NDArray[np.float32]:
-        """(V, H, W, 3) points of all views, unmasked, in the world that view 0's known pose `world_from_view0` leads to."""
+        """The points (V, H, W, 3) of all views, unmasked, in the world that view 0's pose `world_from_view0` leads to."""
         out = np.empty_like(self.points_cam)
         for points, moved, pose in zip(self.points_cam, out, world_from_view0 @ self.view0_from_camera, strict=True):
             # One product of float32 per view; offsets are those of a rig and its neighbours, so float32 loses micrometres.

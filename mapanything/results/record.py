@@ -37,7 +37,7 @@ class SceneKey:
 
     @property
     def views(self) -> list[tuple[str, int]]:
-        """(agent, camera) of every view, in order."""
+        """Agent and camera of every view, in order."""
         return [(agent, k) for agent, cameras in zip(self.agents, self.cameras, strict=True) for k in cameras]
 
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ class SceneKey:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What makes a scene's files what they are, the same for all scenes of a run.
+    """The settings that a scene's files depend on, the same for all scenes of a run.
 
     Attributes:
         mode: single or coop.
@@ -141,9 +141,9 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     return old if isinstance(old, dict) else None
 
 
-def json_bytes(values: dict[str, Any]) -> bytes:
-    """A record's text; its readers need no word of what is not ASCII escaped."""
-    return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode("utf-8")
+def json_bytes(values: dict[str, Any], allow_nan: bool = True) -> bytes:
+    """A record's text in UTF-8; `allow_nan`: a network may say NaN, which JSON proper does not know."""
+    return (json.dumps(values, indent=1, ensure_ascii=False, allow_nan=allow_nan) + "\n").encode("utf-8")
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any], name: str) -> str:

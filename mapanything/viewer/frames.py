@@ -1,4 +1,4 @@
-"""What the viewer can show, and its frames, loaded in the background. Nothing here knows a browser.
+"""The data that the viewer can show, and its frames, loaded in the background. Nothing here knows a browser.
 
 Clouds are put into a random order once, while they are loaded: any first n points are then a fair sample of the whole, which
 is the viewer's level of detail.
@@ -194,7 +194,7 @@ class Loader:
         return future
 
     def request_positions(self, split: str, scenario: str) -> Future[dict[str, Float]]:
-        """Where the scenario's agents are, for their paths: reads all its YAML files, seconds."""
+        """The places of the scenario's agents, for their paths: reads all its YAML files, seconds."""
 
         def read() -> dict[str, Float]:
             folders = self.catalog.folders(split, scenario)

@@ -1,4 +1,4 @@
-"""Which things of a frame a client sees, and how clouds are cut into what a browser gets. Plain NumPy, no browser.
+"""The things of a frame that a client sees, and how clouds are cut into what a browser gets. Plain NumPy, no browser.
 
 `visible_layers` gives the very objects that a snapshot hands to render.save_view_png; the browser draws the same ones.
 
@@ -33,7 +33,7 @@ PREDICTION_COLORS = ("image", "height")
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a client chose.
+    """A client's choices.
 
     Attributes:
         hidden: agents whose LiDAR is not drawn.
@@ -68,7 +68,7 @@ class Layer(NamedTuple):
 
 
 def visible_layers(frame: ViewerFrame, look: Look, positions: Mapping[str, Float] | None = None) -> dict[str, Layer]:
-    """What is to be drawn, by name. Error takes the prediction's place: both are the same points.
+    """The layers to be drawn, by name. Error takes the prediction's place: both are the same points.
 
     Args:
         positions: of `scenes.read_positions`; without them no paths are drawn.

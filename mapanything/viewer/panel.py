@@ -30,7 +30,7 @@ LAYERS = {  # field of Look: label, hint
 
 
 class Actions(Protocol):
-    """What can be asked of a session; `do` runs a job in its thread, the others are such jobs."""
+    """The things that can be asked of a session; `do` runs a job in its thread, the others are such jobs."""
 
     def do(self, job: Callable[[], None]) -> None: ...
     def go(self, key: FrameKey) -> None: ...

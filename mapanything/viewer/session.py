@@ -84,13 +84,13 @@ class Session:
             self._panel.show_place(key)
 
     def step(self, by: int) -> None:
-        """To another frame of the same agent; behind the last one comes the first."""
+        """Goes to another frame of the same agent; behind the last one comes the first."""
         frames = self._panel.frames
         at = frames.index(self._wanted.frame) if self._wanted.frame in frames else 0
         self.go(replace(self._wanted, frame=frames[(at + by) % len(frames)]))
 
     def play(self, fps: float) -> None:
-        """fps 0 pauses."""
+        """Plays so many frames per second; 0 pauses."""
         self._playing_fps = fps if len(self._panel.frames) > 1 else 0.0
         self._next_time = time.monotonic()
         self._refining = not self._playing_fps  # frames come with fewer points while they play
@@ -106,7 +106,7 @@ class Session:
         self.change(hidden=self._look.hidden - {agent} if visible else self._look.hidden | {agent})
 
     def look_at(self, name: str) -> None:
-        """`top`, `chase`, or a camera by its label: over its own image."""
+        """Looks from the `top`, from behind (`chase`), or through a camera, by its label: over its own image."""
         self._browser.backdrop, self._dirty = "", True
         if name == "chase":
             look_from(self._client, chase_view())
@@ -188,7 +188,7 @@ class Session:
             self._show_status()
 
     def _advance(self) -> None:
-        """Towards what is wanted: load, then draw."""
+        """Loads what is wanted, then draws it."""
         if self._wanted == self._failed:
             self._dirty = False
         elif self._frame is None or self._frame.key != self._wanted:
@@ -218,7 +218,7 @@ class Session:
         return visible_layers(frame, self._look, self._positions.get((frame.key.split, frame.key.scenario)))
 
     def _load(self, future: Future[Any], then: Callable[[Any], None], layer: str = "") -> None:
-        """Something in the background, then `then` with it. What only a layer needs does without it when that fails."""
+        """Waits for something in the background, then calls `then` with it. What only a layer needs does without it when that fails."""
         key = self._wanted
 
         def arrived() -> None:
@@ -263,7 +263,7 @@ class Session:
                 self._loader.request(replace(self._wanted, frame=frames[(at + by) % len(frames)]))
 
     def _wait_for_browser(self) -> None:
-        """Until the browser has all that was sent: it answers in order."""
+        """Waits until the browser has all that was sent: it answers in order."""
         self._client.flush()
         with contextlib.suppress(RuntimeError, TimeoutError):
             self._client.local_storage.get_item("ready", timeout=ANSWER_S)
@@ -282,5 +282,5 @@ class Session:
 
 
 def _plain(text: str) -> str:
-    """Without what Markdown would take for its own."""
+    """Escapes what Markdown would take for its own."""
     return "".join(f"\\{c}" if c in r"\`*_{}[]()#+-!<>|~" else c for c in text)

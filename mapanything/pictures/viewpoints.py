@@ -20,7 +20,7 @@ STYLE: dict[str, Any] = {"background": BACKGROUND, "line_width": 1.6, "supersamp
 
 
 def top_view(max_range: float, width: int = 720, height: int = 720, **options: Any) -> View:
-    """The view from above: the main agent in the middle looks up the picture, whose shorter side spans `max_range` metres both ways.
+    """The view from above: the main agent in the middle looks up the picture, `max_range` metres to each side at least.
 
     `metres_per_pixel` says how large a metre on the road is.
     """

@@ -37,8 +37,20 @@ from mapanything.pictures.scenes import (
 )
 from mapanything.results.read import find_predictions
 
-__all__ = ["AgentFrame", "Boxes", "Cloud", "PredictedScene", "Scene", "build_scene", "error_cloud", "find_predictions",
-           "load_agents", "load_cloud", "read_prediction", "vehicle_boxes"]  # fmt: skip
+__all__ = [
+    "AgentFrame",
+    "Boxes",
+    "Cloud",
+    "PredictedScene",
+    "Scene",
+    "build_scene",
+    "error_cloud",
+    "find_predictions",
+    "load_agents",
+    "load_cloud",
+    "read_prediction",
+    "vehicle_boxes",
+]
 
 
 def load_cloud(pcd: Path | str, frame: Literal["lidar", "world", "unreal"] = "lidar") -> NDArray[np.floating]:

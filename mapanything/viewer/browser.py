@@ -233,7 +233,7 @@ def look_from(client: Any, view: View, up: tuple[float, float, float] = UP) -> N
 
 
 def orbit_centre(view: View) -> NDArray[np.float64]:
-    """The point (3,) that dragging turns a view around: the road in its middle, or a point in front of who does not look down."""
+    """The point (3,) that dragging turns a view around: the road in its middle, or one ahead of who does not look down."""
     eye, forward = view.world_from_camera[:3, 3], view.world_from_camera[:3, 2]
     distance = (LIDAR_HEIGHT - eye[1]) / forward[1] if forward[1] > LOOKS_DOWN else ORBIT
     return eye + max(distance, ORBIT) * forward

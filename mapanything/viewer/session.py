@@ -218,7 +218,7 @@ class Session:
         return visible_layers(frame, self._look, self._positions.get((frame.key.split, frame.key.scenario)))
 
     def _load(self, future: Future[Any], then: Callable[[Any], None], layer: str = "") -> None:
-        """Waits for something in the background, then calls `then` with it. What only a layer needs does without it when that fails."""
+        """Waits in the background, then calls `then` with the result; what a `layer` alone needs may fail."""
         key = self._wanted
 
         def arrived() -> None:

@@ -16,17 +16,41 @@ from mapanything.evaluation.scene import COLUMNS, POSE_COLUMNS, Options, Truth, 
 from mapanything.geometry.rigid import invert, rotation_angle_deg, transform
 from tests.helpers.known_errors import HEIGHT, WIDTH, make_truth, moved, perfect, pose, scaled, turn_deg
 
-ZERO = (
-    *("pose_translation_m", "pose_rotation_deg", "pose_fit_translation_m", "pose_fit_rotation_deg"),
-    *("scale_error", "abs_metric_scaling_factor_minus_1", "depth_rmse_m", "depth_mae_m", "depth_abs_rel"),
-    *("depth_scaled_rmse_m", "depth_scaled_mae_m", "depth_scaled_abs_rel"),
-    *("chamfer_m", "chamfer_pred_to_true_m", "chamfer_true_to_pred_m"),
-    *("filtered_chamfer_m", "filtered_chamfer_pred_to_true_m", "filtered_chamfer_true_to_pred_m"),
-)
-ONE = (
-    *("auc_5", "auc_10", "auc_20", "auc_5_vggt", "auc_10_vggt", "auc_20_vggt", "pose_fit_scale", "scale_ratio"),
-    *("depth_delta_1_25", "depth_scaled_delta_1_25", "depth_median_scale", "bev_iou", "filtered_bev_iou"),
-)
+ZERO = [
+    "pose_translation_m",
+    "pose_rotation_deg",
+    "pose_fit_translation_m",
+    "pose_fit_rotation_deg",
+    "scale_error",
+    "abs_metric_scaling_factor_minus_1",
+    "depth_rmse_m",
+    "depth_mae_m",
+    "depth_abs_rel",
+    "depth_scaled_rmse_m",
+    "depth_scaled_mae_m",
+    "depth_scaled_abs_rel",
+    "chamfer_m",
+    "chamfer_pred_to_true_m",
+    "chamfer_true_to_pred_m",
+    "filtered_chamfer_m",
+    "filtered_chamfer_pred_to_true_m",
+    "filtered_chamfer_true_to_pred_m",
+]
+ONE = [
+    "auc_5",
+    "auc_10",
+    "auc_20",
+    "auc_5_vggt",
+    "auc_10_vggt",
+    "auc_20_vggt",
+    "pose_fit_scale",
+    "scale_ratio",
+    "depth_delta_1_25",
+    "depth_scaled_delta_1_25",
+    "depth_median_scale",
+    "bev_iou",
+    "filtered_bev_iou",
+]
 
 
 def values_of(prediction, truth, options=None):

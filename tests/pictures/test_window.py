@@ -70,11 +70,8 @@ class Shown:
 
     def __init__(self, display: str, snapshot: Path) -> None:
         self.environment = os.environ | {"DISPLAY": display}
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(snapshot)],
-            **{"cwd": REPOSITORY, "env": self.environment, "stdout": pipe, "stderr": pipe, "text": True},
-        )
+        command, pipe = [sys.executable, "-c", SCRIPT, str(snapshot)], subprocess.PIPE
+        self.process = subprocess.Popen(command, cwd=REPOSITORY, env=self.environment, stdout=pipe, stderr=pipe, text=True)
 
     def __enter__(self) -> Shown:
         assert self.line() == "a sample", self.process.communicate()

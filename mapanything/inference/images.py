@@ -42,19 +42,8 @@ MAPPING_518 = {
     0.486: (252, 518),
 }
 RESIZE_MODES = ("fixed_mapping", "longest_side", "square", "fixed_size")
-VIEW_KEYS = (
-    "img",
-    "data_norm_type",
-    "depth_z",
-    "ray_directions",
-    "intrinsics",
-    "camera_poses",
-    "is_metric_scale",
-    "true_shape",
-    "idx",
-    "instance",
-    "agent_id",
-)
+KNOWN = ("depth_z", "ray_directions", "intrinsics", "camera_poses", "is_metric_scale")
+VIEW_KEYS = ("img", "data_norm_type", *KNOWN, "true_shape", "idx", "instance", "agent_id")
 
 
 def load_images(
@@ -83,21 +72,17 @@ def load_images(
     Raises:
         InputError: no images, a file that can't be read as one, or options that contradict.
     """
-    if isinstance(folder_or_list, (str, Path)):
-        paths = images_in(Path(folder_or_list))
-    else:
-        paths = [Path(path) for path in folder_or_list]
+    paths = images_in(Path(folder_or_list)) if isinstance(folder_or_list, (str, Path)) else [Path(p) for p in folder_or_list]
     if not isinstance(stride, int) or stride < 1:
         raise InputError(f"stride={stride}: take every image (1), every second (2) and so on")
-    pattern = "RGGB" if bayer_format is True else bayer_format or None
-    if pattern is not None and pattern.upper() not in BAYER_PATTERNS:
+    pattern = ("RGGB" if bayer_format is True else bayer_format or "").upper()
+    if pattern and pattern not in BAYER_PATTERNS:
         raise InputError(f"bayer_format={bayer_format!r}: give one of {', '.join(BAYER_PATTERNS)}")
     views = [{"img": path, "idx": i, "instance": str(i)} for i, path in enumerate(paths[::stride])]
     if not views:
         raise InputError("load_images: the list is empty; give at least one image")
     places = [str(view["img"]) for view in views]
-    options = (resize_mode, size, norm_type, patch_size, resolution_set)
-    return _prepare(views, places, options, pattern and pattern.upper())
+    return _prepare(views, places, norm_type, pattern or None, resize_mode, size, patch_size, resolution_set)
 
 
 def preprocess_inputs(
@@ -133,7 +118,7 @@ def preprocess_inputs(
     if not views:
         raise InputError("preprocess_inputs: no views; give at least one")
     places = [f"view {i}" for i in range(len(views))]
-    return _prepare(views, places, (resize_mode, size, norm_type, patch_size, resolution_set), None)
+    return _prepare(views, places, norm_type, None, resize_mode, size, patch_size, resolution_set)
 
 
 def target_size(
@@ -168,9 +153,9 @@ def target_size(
 
 
 def _prepare(
-    views: Sequence[Mapping[str, Any]], places: list[str], options: tuple[Any, ...], bayer: str | None
+    views: Sequence[Mapping[str, Any]], places: list[str], norm_type: str, bayer: str | None, *sizing: Any
 ) -> list[dict[str, Any]]:
-    resize_mode, size, norm_type, patch_size, resolution_set = options
+    """The views, all of the size that `target_size` has for `sizing`."""
     if norm_type != "dinov2":
         raise InputError(f"norm_type={norm_type!r}: MapAnything's image encoder takes dinov2")
     for view, place in zip(views, places, strict=True):
@@ -178,8 +163,7 @@ def _prepare(
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # decoding releases the interpreter's lock
         images = list(pool.map(lambda view, place: path_or_pixels(view["img"], place), views, places))
         sizes = list(pool.map(lambda image: image_size(image, bayer), images))
-        ratio = sum(w / h for w, h in sizes) / len(sizes)
-        target = target_size(ratio, resize_mode, size, patch_size, resolution_set)
+        target = target_size(sum(w / h for w, h in sizes) / len(sizes), *sizing)
         common = (repeat(target), repeat(norm_type), repeat(bayer))
         return list(pool.map(_prepare_view, views, places, images, sizes, *common))
 
@@ -215,16 +199,12 @@ def _prepare_view(
         out["intrinsics"] = torch.from_numpy(framing.intrinsics(k)).float()[None]
     if view.get("camera_poses") is not None:
         out["camera_poses"] = _pose(view["camera_poses"], f"{place}: camera_poses")
-    if view.get("is_metric_scale") is not None:
-        flag = to_numpy(view["is_metric_scale"], f"{place}: is_metric_scale")
-        if flag.size != 1 or flag.dtype.kind not in "biu":
-            raise InputError(f"{place}: is_metric_scale must be one bool")
-        out["is_metric_scale"] = torch.tensor([bool(flag.item())])
-    if view.get("agent_id") is not None:
-        role = to_numpy(view["agent_id"], f"{place}: agent_id")
-        if role.size != 1 or role.dtype.kind not in "iu":
-            raise InputError(f"{place}: agent_id must be one whole number")
-        out["agent_id"] = torch.tensor([int(role.item())])
+    for key, kinds, kind in (("is_metric_scale", "biu", bool), ("agent_id", "iu", int)):
+        if view.get(key) is not None:
+            value = to_numpy(view[key], f"{place}: {key}")
+            if value.size != 1 or value.dtype.kind not in kinds:
+                raise InputError(f"{place}: {key} must be one {'bool' if kind is bool else 'whole number'}")
+            out[key] = torch.tensor([kind(value.item())])
     return out | {key: view[key] for key in ("idx", "instance") if view.get(key) is not None}
 
 

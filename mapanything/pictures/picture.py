@@ -81,26 +81,17 @@ def scene_picture(scene: Scene, max_range: float, title: str, *, by_agent: bool 
     if not boxes:
         scene = replace(scene, boxes=scene.boxes.select(np.zeros(0, np.int64)))
     clouds = [replace(cloud, colors=agent_color(role)) if by_agent else cloud for role, cloud in enumerate(scene.clouds)]
-    rings = rings_of(max_range, scene.ground)
-    layers: dict[str, list[Item]] = {
-        "cloud": [*clouds],
+    layers: dict[str, Sequence[Item]] = {
+        "cloud": clouds,
         "boxes": [scene.boxes],
         "cameras": [scene.cameras],
-        "axes": [*scene.axes],
-        "paths": [*scene.paths],
-        "rings": [rings],
+        "axes": scene.axes,
+        "paths": scene.paths,
+        "rings": [rings_of(max_range, scene.ground)],
     }
-    return Picture(
-        title,
-        layers,
-        scene.cameras,
-        scene.main.key.agent,
-        scene.ground,
-        max_range,
-        names=tuple(names_of(scene)),
-        marks=scene_marks(scene),
-        bars=() if by_agent else (HEIGHT_BAR,),
-    )
+    names, bars = tuple(names_of(scene)), () if by_agent else (HEIGHT_BAR,)
+    main = scene.main.key.agent
+    return Picture(title, layers, scene.cameras, main, scene.ground, max_range, names, scene_marks(scene), bars)
 
 
 def scene_marks(scene: Scene) -> tuple[Mark, ...]:
@@ -120,19 +111,10 @@ def scene_marks(scene: Scene) -> tuple[Mark, ...]:
 
 def cloud_picture(clouds: Sequence[Cloud], max_range: float, ground: float, title: str) -> Picture:
     """Clouds alone, of files that nothing else is known of."""
-    rings = rings_of(max_range, ground)
-    return Picture(
-        title,
-        {"cloud": [*clouds], "rings": [rings]},
-        no_cameras(),
-        "",
-        ground,
-        max_range,
-        marks=(
-            *(Mark(f"{cloud.label}, {len(cloud.points):,} points") for cloud in clouds),
-            Mark("distance from the origin", RING_TEXT, RING_SIGN),
-        ),
-    )
+    layers: dict[str, Sequence[Item]] = {"cloud": clouds, "rings": [rings_of(max_range, ground)]}
+    marks = [Mark(f"{cloud.label}, {len(cloud.points):,} points") for cloud in clouds]
+    marks.append(Mark("distance from the origin", RING_TEXT, RING_SIGN))
+    return Picture(title, layers, no_cameras(), "", ground, max_range, marks=tuple(marks))
 
 
 def draw_panel(
@@ -191,10 +173,7 @@ def draw_view(picture: Picture, view_name: str, point_size: float) -> Any:
 
 def draw_sheet(picture: Picture, point_size: float) -> Any:
     """A figure of the views from above and from behind, and below them what each of the main agent's cameras sees."""
-    upper = [
-        draw_panel(picture, "top", TOP_SIZE, point_size),
-        draw_panel(picture, "chase", CHASE_SIZE, point_size),
-    ]
+    upper = [draw_panel(picture, "top", TOP_SIZE, point_size), draw_panel(picture, "chase", CHASE_SIZE, point_size)]
     whole = sum(panel.size[0] for panel in upper) + 12
     width = (whole - 12 * (CAMERAS_A_ROW - 1)) // CAMERAS_A_ROW
     lower = []

@@ -163,7 +163,7 @@ def pose_sheet(
     return png_bytes(figure)
 
 
-def view_size(num_agents: int) -> tuple[int, int]:
+def pose_view_size(num_agents: int) -> tuple[int, int]:
     """The pixels (width, height) that the pose sheet has for the 3D picture, above its legend."""
     return 820, POSE_SIZE[1] - TOP - SCALE_HEIGHT - LEGEND_LINE * (num_agents + 2)
 
@@ -195,7 +195,7 @@ def pose_png(scene: Scene, max_range: float, point_size: float, hidden: Collecti
     scene = without(scene, hidden)
     image = view = None
     if in_3d:
-        view = chase_view(*view_size(len(scene.agents)), point_size=point_size, **STYLE)
+        view = chase_view(*pose_view_size(len(scene.agents)), point_size=point_size, **STYLE)
         image = render([item for item in scene.items() if not ("axes" in hidden and isinstance(item, Axes))], view)
     return pose_sheet(scene, max_range, image, view, point_size, hidden)
 

@@ -77,17 +77,13 @@ class Boxes:
 
     def lines(self) -> Lines:
         """The twelve edges and the heading tick of every box."""
-        count = len(self)
-        points = np.concatenate([self.corners(), self.headings()], axis=1).reshape(-1, 3)  # (B * 10, 3)
-        edges = np.concatenate([BOX_EDGES, [[8, 9]]])
-        edges = (edges[None] + 10 * np.arange(count)[:, None, None]).reshape(-1, 2)
-        return points, edges, np.repeat(self.colors, 13, axis=0)
+        points = np.concatenate([self.corners(), self.headings()], axis=1)  # (B, 10, 3)
+        return _repeated(points, np.concatenate([BOX_EDGES, [[8, 9]]]), self.colors)
 
     def select(self, keep: NDArray) -> Boxes:
         """The boxes of a mask (B,) or of indices, in order."""
-        index = np.arange(len(self))[keep]
-        labels = tuple(self.labels[i] for i in index)
-        return Boxes(self.world_from_box[index], self.half_size[index], labels, self.colors[index])
+        i = np.arange(len(self))[keep]
+        return Boxes(self.world_from_box[i], self.half_size[i], tuple(np.array(self.labels, object)[i]), self.colors[i])
 
     def without(self, label: str) -> Boxes:
         """The others: whoever looks out of a vehicle would see its box all around."""
@@ -128,10 +124,9 @@ class Cameras:
 
     def select(self, keep: NDArray) -> Cameras:
         """The cameras of a mask (C,) or of indices, in order."""
-        index = np.arange(len(self))[keep]
-        labels = tuple(self.labels[i] for i in index)
-        parts = (self.world_from_camera[index], self.intrinsics[index], self.sizes[index], labels, self.colors[index])
-        return Cameras(*parts, self.length)
+        i = np.arange(len(self))[keep]
+        parts = self.world_from_camera[i], self.intrinsics[i], self.sizes[i], tuple(np.array(self.labels, object)[i])
+        return Cameras(*parts, self.colors[i], self.length)
 
     def painted(self, color: Colors) -> Cameras:
         """The same cameras in one colour (3,)."""
@@ -140,8 +135,7 @@ class Cameras:
     def lines(self) -> Lines:
         """Eight edges a camera."""
         edges = np.array([[0, 1], [0, 2], [0, 3], [0, 4], [1, 2], [2, 3], [3, 4], [4, 1]])
-        edges = (edges[None] + 5 * np.arange(len(self))[:, None, None]).reshape(-1, 2)
-        return self.frusta().reshape(-1, 3), edges, np.repeat(self.colors, 8, axis=0)
+        return _repeated(self.frusta(), edges, self.colors)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -183,12 +177,18 @@ class Rings:
     def lines(self) -> Lines:
         turn = np.linspace(0.0, 2 * np.pi, RING_STEPS, endpoint=False)
         circle = np.stack([np.sin(turn), np.zeros_like(turn), np.cos(turn)], axis=1)
-        points = np.reshape([circle * radius for radius in self.radii], (-1, 3))
-        points[:, 1] = self.ground
+        points = np.reshape([circle * radius for radius in self.radii], (-1, RING_STEPS, 3))
+        points[..., 1] = self.ground
         step = np.arange(RING_STEPS)
-        edge = np.stack([step, (step + 1) % RING_STEPS], axis=1)
-        edges = np.reshape([edge + RING_STEPS * ring for ring in range(len(self.radii))], (-1, 2)).astype(np.int64)
-        return points, edges, np.broadcast_to(self.color, (len(edges), 3))
+        edges = np.stack([step, (step + 1) % RING_STEPS], axis=1)
+        return _repeated(points, edges, np.broadcast_to(self.color, (len(self.radii), 3)))
+
+
+def _repeated(points: Float, edges: NDArray[np.int64], colors: Colors) -> Lines:
+    """The lines of N shapes with points (N, P, 3), which the same edges (E, 2) join, in colours (N, 3)."""
+    count, size = points.shape[:2]
+    every = (edges[None] + size * np.arange(count)[:, None, None]).reshape(-1, 2)
+    return points.reshape(-1, 3), every, np.repeat(colors, len(edges), axis=0)
 
 
 Item = Cloud | Boxes | Cameras | Axes | Trajectory | Rings
@@ -202,11 +202,6 @@ class AgentFrame:
     paths: FramePaths
     frame: Frame
     has_cloud: bool
-
-    @property
-    def world_from_vehicle(self) -> Float:
-        """The vehicle's own pose (4, 4) (on the road), or its LiDAR's where the file has none."""
-        return world_from_vehicle(self.frame)
 
     def lidar_points(self) -> NDArray[np.float32]:
         """Reads the cloud (N, 3) in this agent's LiDAR frame, OpenCV axes; rows with NaN or infinity are left out."""
@@ -300,7 +295,7 @@ def build_scene(agents: Sequence[AgentFrame], *, max_range: float = np.inf, came
         boxes=boxes.select(in_range(boxes.world_from_box[:, :3, 3], max_range)),
         cameras=cameras_of(agents, camera_length),
         axes=tuple(
-            Axes(lidar_from_world @ agent.world_from_vehicle, agent.key.agent, agent_color(role))
+            Axes(lidar_from_world @ world_from_vehicle(agent.frame), agent.key.agent, agent_color(role))
             for role, agent in enumerate(agents)
         ),
     )
@@ -325,26 +320,25 @@ def vehicle_boxes(agents: Sequence[AgentFrame]) -> Boxes:
             vehicles.setdefault(vehicle.id, vehicle)
     chosen = [vehicles[id] for id in sorted(vehicles)]
     labels = tuple(str(vehicle.id) for vehicle in chosen)
+    colors = [agent_color(roles[name]) if name in roles else BOX_COLOR for name in labels]
     return Boxes(
         world_from_box=lidar_from_world @ np.reshape([v.world_from_box for v in chosen], (-1, 4, 4)),
         half_size=np.reshape([v.half_size for v in chosen], (-1, 3)),
         labels=labels,
-        colors=np.reshape([agent_color(roles[name]) if name in roles else BOX_COLOR for name in labels], (-1, 3)).astype(
-            np.uint8
-        ),
+        colors=np.reshape(colors, (-1, 3)).astype(np.uint8),
     )
 
 
 def cameras_of(agents: Sequence[AgentFrame], length: float = 2.0) -> Cameras:
     """The cameras of all agents, in the first agent's LiDAR frame."""
     lidar_from_world = invert(agents[0].frame.world_from_lidar)
-    all_cameras = [(i, agent.key.agent, camera) for i, agent in enumerate(agents) for camera in agent.frame.cameras]
+    known = [(role, agent.key.agent, camera) for role, agent in enumerate(agents) for camera in agent.frame.cameras]
     return Cameras(
-        world_from_camera=lidar_from_world @ np.reshape([c.world_from_camera for _, _, c in all_cameras], (-1, 4, 4)),
-        intrinsics=np.reshape([c.cv_intrinsics for _, _, c in all_cameras], (-1, 3, 3)),
-        sizes=np.reshape([c.image_size for _, _, c in all_cameras], (-1, 2)).astype(np.int64),
-        labels=tuple(f"{agent} {camera.name}" for _, agent, camera in all_cameras),
-        colors=np.reshape([agent_color(i) for i, _, _ in all_cameras], (-1, 3)).astype(np.uint8),
+        world_from_camera=lidar_from_world @ np.reshape([camera.world_from_camera for _, _, camera in known], (-1, 4, 4)),
+        intrinsics=np.reshape([camera.cv_intrinsics for _, _, camera in known], (-1, 3, 3)),
+        sizes=np.reshape([camera.image_size for _, _, camera in known], (-1, 2)).astype(np.int64),
+        labels=tuple(f"{agent} {camera.name}" for _, agent, camera in known),
+        colors=np.reshape([agent_color(role) for role, _, _ in known], (-1, 3)).astype(np.uint8),
         length=length,
     )
 

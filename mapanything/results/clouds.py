@@ -137,8 +137,8 @@ def decode_ply(data: bytes, path: Path) -> tuple[Points, Colours | None]:
             table = np.frombuffer(body, np.dtype([(name, order + kind) for name, kind in fields]), count)
             columns = {name: table[name] for name in table.dtype.names or ()}
         else:
-            words = body.split(None, count * len(fields))[: count * len(fields)]
-            numbers = np.array(words, dtype=np.float64).reshape(count, len(fields))
+            texts = body.split(None, count * len(fields))[: count * len(fields)]
+            numbers = np.array(texts, dtype=np.float64).reshape(count, len(fields))
             columns = {name: numbers[:, i] for i, (name, _) in enumerate(fields)}
     except ValueError as error:
         raise InputError(f"{path}: does not hold the {count} points its header promises; make it again") from error

@@ -24,7 +24,6 @@ from mapanything.opv2v.layout import FramePaths
 from mapanything.opv2v.pcd import read_pcd
 from mapanything.results.reconstruction import Reconstruction
 
-REFERENCES = ("depth", "lidar")
 _DEPTH = ("rmse_m", "mae_m", "abs_rel", "delta_1_25")
 _CLOUD = ("chamfer_m", "chamfer_pred_to_true_m", "chamfer_true_to_pred_m", "bev_iou")
 DEPTH_COLUMNS = (*(f"depth_{name}" for name in _DEPTH), *(f"depth_scaled_{name}" for name in _DEPTH), "num_pixels")

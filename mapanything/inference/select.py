@@ -65,7 +65,6 @@ class SceneSample:
     views: list[View]
     world_from_lidar: NDArray[np.float64]
     lidar_from_camera: NDArray[np.float64]
-    lidar_path: Path
     num_labels: int = 0
     num_hidden: int = 0
 
@@ -233,8 +232,7 @@ def load_scene(
                 "label": str(key),
             }
         )
-    lidar_path = FramePaths(root, frame_key(key, key.main_agent)).pcd
-    return SceneSample(key, views, world_from_lidar, np.stack(poses), lidar_path, num_labels, num_hidden)
+    return SceneSample(key, views, world_from_lidar, np.stack(poses), num_labels, num_hidden)
 
 
 @lru_cache(maxsize=8)

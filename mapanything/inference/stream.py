@@ -38,7 +38,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class InferenceJob:
-    """The knowledge that every process needs."""
+    """Everything that a process needs to know."""
 
     root: Path
     depth_root: Path | None

@@ -56,7 +56,6 @@ class SceneSample:
         world_from_lidar: (4, 4) of the main agent, OpenCV axes. Its LiDAR frame is the world of `views`.
         lidar_from_camera: (V, 4, 4) of all views, OpenCV axes. [0] is a calibration of the main agent's rig; the others
             are ground truth.
-        lidar_path: the main agent's cloud; may be missing.
         num_labels: known pixels of the depth maps. num_hidden: those of plain LiDAR maps that are left out, for the camera
             can't see them.
     """

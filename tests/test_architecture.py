@@ -79,7 +79,7 @@ def hands_on(module: str, step: Step) -> bool:
 
 
 def leads(above: Step, below: Step) -> bool:
-    """True where the code of a step names the next: in its own file, by an import, or as `mapanything.module` in a string."""
+    """True where the code of a step names the next: in its own file, by an import, or as `mapanything.MODULE` in a string."""
     if above.file.endswith(".yaml"):
         targets = re.findall(r"mapanything[\w.]+", (ROOT / above.file).read_text())
         return any(name == below.name and hands_on(module, below) for module, _, name in (t.rpartition(".") for t in targets))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mapanything.errors import InputError
 from mapanything.train.build import build
-from mapanything.train.loss_terms import Pixels
+from mapanything.train.loss_terms import AmbiguityMask, Pixels
 from mapanything.train.losses import Loss
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -72,7 +72,7 @@ def _check_values(loss: Loss, batch: list[dict], preds: list[dict], expected: di
         scene = loss.scene(batch, preds)
         for name, term in loss.terms.items():
             # Upstream gives the mask's value without its weight, and no value for what was empty.
-            values = term(scene) / (term.weight if name == "mask" else 1)
+            values = term(scene) / (term.weight if isinstance(term, AmbiguityMask) else 1)
             suffix = ""
             if isinstance(term, Pixels):
                 plain = replace(term, exclude_percent=0, confidence_alpha=None)(scene)

@@ -109,7 +109,7 @@ def test_infer_for_any_combination_of_inputs(name: str, data: st.DataObject):
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     views = make_views(data.draw, generator)
     ignored = [f"ignore_{kind}_inputs" for kind in ("calibration", "depth", "pose", "depth_scale", "pose_scale")]
-    flags = {key: data.draw(st.booleans()) for key in ignored if data.draw(st.booleans())}
+    flags: dict[str, Any] = {key: data.draw(st.booleans()) for key in ignored if data.draw(st.booleans())}
     ours = model.infer(views, use_amp=False, apply_mask=False, **flags)
     theirs = reference.infer(config, weights, views, apply_mask=False, **flags)
     # Intrinsics and masks follow from these; on random rays they multiply rounding (their own tests are below).

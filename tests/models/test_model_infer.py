@@ -12,6 +12,7 @@ from mapanything.models.mapanything import MapAnything
 from mapanything.models.outputs import pose_matrices
 from mapanything.models.postprocess import MASKED
 from tests.helpers.networks import TINY
+from tests.helpers.weight_files import embedding
 
 H, W = 28, 42
 
@@ -210,7 +211,7 @@ def test_a_role_embedding_of_zero_changes_no_bit_and_another_does():
     for a, b in zip(plain.infer(make(3)), with_id.infer(views), strict=True):
         assert all(torch.equal(a[key], b[key]) for key in a)
     with torch.no_grad():
-        with_id.vehicle_id.embedding[1] += 1
+        embedding(with_id)[1] += 1
     changed = with_id.infer(views, apply_mask=False)
     assert not torch.equal(changed[1]["pts3d"], plain.infer(make(3), apply_mask=False)[1]["pts3d"])
     same = with_id.infer([view | {"agent_id": 0} for view in make(3)])

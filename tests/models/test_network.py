@@ -161,7 +161,8 @@ def test_checkpointing_and_chunks_change_no_value():
     for network in (model, checkpointed):
         torch.manual_seed(1)
         outputs = network(views)
-        sum((o["pts3d"] * o["conf"][..., None]).mean() + o["cam_quats"].sum() for o in outputs).backward()
+        losses = [(o["pts3d"] * o["conf"][..., None]).mean() + o["cam_quats"].sum() for o in outputs]
+        torch.stack(losses).sum().backward()
         grads.append({k: p.grad for k, p in network.named_parameters()})
     assert any(g is not None for g in grads[0].values())
     for key, grad in grads[0].items():
@@ -229,7 +230,8 @@ def test_poses_without_view_0s_are_refused():
 def test_precision_is_what_was_asked_for(dtype: torch.dtype, name: str):
     model = tiny()
     seen, heads = [], []
-    model.info_sharing.self_attention_blocks[0].attn.qkv.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
+    qkv = model.get_submodule("info_sharing.self_attention_blocks.0.attn.qkv")
+    qkv.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
     model.dense_head.register_forward_hook(lambda m, i, o: heads.append(o.dtype))
     outputs = model.infer(images(2), amp_dtype=name)
     assert set(seen) == {dtype} and set(heads) == {torch.float32}

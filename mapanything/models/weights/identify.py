@@ -85,7 +85,7 @@ def _config(entries: Mapping[str, Any], source: Path) -> ModelConfig:
         return config_from_upstream(entries) if "encoder_config" in entries else ModelConfig.from_dict(entries)
     except InputError as error:
         raise InputError(f"{source}: {_short(error)}") from error
-    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:  # a word or a list where a number should be
+    except (TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:  # a word or list for a number
         raise InputError(f"{source}: an entry is of the wrong kind ({_short(error)}); fetch it again") from error
 
 

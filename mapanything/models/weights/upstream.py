@@ -1,6 +1,7 @@
 """Upstream's config, the arguments of its constructor (a hub folder's config.json), to ours and back.
 
-Upstream builds many networks from it. Ours is one family, so most entries can have one value only; those are the tables here.
+Upstream builds many networks from it. Ours is one family, so most entries can have one value only. The tables here name the
+entries of both by their path, in dots.
 """
 
 from __future__ import annotations
@@ -8,19 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any
 
 from mapanything.errors import InputError
-from mapanything.models.config import (
-    PATCH,
-    EncoderConfig,
-    GeometricInputsConfig,
-    HeadsConfig,
-    ModelConfig,
-    MultiViewConfig,
-    VehicleIdConfig,
-)
+from mapanything.models.config import PATCH, EncoderConfig, GeometricInputsConfig, ModelConfig
 
 log = logging.getLogger(__name__)
 
@@ -33,16 +27,41 @@ _DINOV2 = {
 }
 _POS_GRID = 37  # of all of them: trained at 518 pixels
 _FFN = {"mlp": "mlp", "swiglufused": "swiglu", "swiglu": "swiglu"}
-_ENCODERS = ("ray_dirs", "depth", "cam_rot", "cam_trans", "scale")
-_DENSE, _GLOBAL = _ENCODERS[:2], _ENCODERS[2:]
+
+_SECTIONS = ("encoder_config", "info_sharing_config", "pred_head_config", "geometric_input_config")
+_ENCODER, _SHARING, _HEADS, _GEOMETRIC = _SECTIONS
+_MODULE, _FEATURE = f"{_SHARING}.module_args", f"{_HEADS}.feature_head"
+_ENCODERS = {"ray_dirs": 3, "depth": 1, "cam_rot": 4, "cam_trans": 3, "scale": 1}  # of other inputs: channels
+_DENSE, _GLOBAL = ("ray_dirs", "depth"), ("cam_rot", "cam_trans", "scale")
 _REPRESENTATION = "raydirs+depth+pose+confidence+mask"
 
+# Upstream's entry: ours, and what upstream takes where it is absent.
+_ENTRIES: dict[str, tuple[str, Any]] = {
+    f"{_ENCODER}.gradient_checkpointing": ("encoder.gradient_checkpointing", False),
+    f"{_ENCODER}.norm_returned_features": ("encoder.final_norm", True),
+    f"{_MODULE}.dim": ("multiview.dim", 768),
+    f"{_MODULE}.num_heads": ("multiview.num_heads", 12),
+    f"{_MODULE}.depth": ("multiview.depth", 12),
+    f"{_MODULE}.init_values": ("multiview.layer_scale", None),
+    f"{_MODULE}.indices": ("multiview.taps", ()),
+    f"{_MODULE}.distinguish_ref_and_non_ref_views": ("multiview.reference_marker", True),
+    f"{_MODULE}.gradient_checkpointing": ("multiview.gradient_checkpointing", False),
+    "use_register_tokens_from_encoder": ("multiview.class_token", False),
+    f"{_FEATURE}.feature_dim": ("heads.dpt_dim", 256),
+    f"{_FEATURE}.layer_dims": ("heads.dpt_layer_dims", (96, 192, 384, 768)),
+    f"{_HEADS}.pose_head.num_resconv_block": ("heads.pose_blocks", 2),
+    f"{_HEADS}.scale_head.hidden_dim": ("heads.scale_dim", 196),
+    f"{_HEADS}.gradient_checkpointing": ("heads.gradient_checkpointing", False),
+}
+for _field in fields(GeometricInputsConfig):
+    if _field.name in GeometricInputsConfig.probabilities():
+        _ENTRIES[f"{_GEOMETRIC}.{_field.name}"] = (f"geometric_inputs.{_field.name}", _field.default)
+_UNKNOWN_TO_V1 = (
+    f"{_ENCODER}.norm_returned_features",
+    "use_register_tokens_from_encoder",
+)  # its release; left out if they can
 
-def _encoder_section(encoder: str) -> str:
-    return f"geometric_input_config.{encoder}_encoder_config"
-
-
-# What this network computes in one way only: (section, entry) -> the only value; an absent entry has that value upstream.
+# What this network computes in one way only; an absent entry has that value upstream, but those of `_ONLY` are written.
 _ADAPTORS: dict[str, dict[str, Any]] = {
     "dpt_adaptor": {
         "ray_directions_mode": "linear",
@@ -70,65 +89,55 @@ _ADAPTORS: dict[str, dict[str, Any]] = {
     },
     "scale_adaptor": {"mode": "exp", "vmin": 1e-8, "vmax": math.inf},
 }
-_ONLY: dict[str, dict[str, Any]] = {
-    "encoder_config": {"encoder_str": "dinov2", "data_norm_type": "dinov2", "with_registers": False, "patch_size": PATCH},
-    "info_sharing_config": {
-        "model_type": "alternating_attention",
-        "model_return_type": "intermediate_features",
-        "custom_positional_encoding": None,
-    },
-    "info_sharing_config.module_args": {
-        "norm_intermediate": True,
-        "qkv_bias": True,
-        "qk_norm": False,
-        "proj_drop": 0,
-        "attn_drop": 0,
-        "drop_path": 0,
-        "use_pe_for_non_reference_views": False,
-        "use_scalable_softmax": False,
-        "use_entropy_scaling": False,
-        "custom_positional_encoding": None,
-    },
-    "pred_head_config": {"type": "dpt+pose", "adaptor_type": _REPRESENTATION},
-    "pred_head_config.feature_head": {"hooks": [0, 1, 2, 3], "patch_size": PATCH},
-    "pred_head_config.regressor_head": {"output_dim": 6},
-    "pred_head_config.pose_head": {"rot_representation_dim": 4, "patch_size": PATCH},
-    "pred_head_config.scale_head": {"output_dim": 1},
-    "dinov2": {
-        "patch_size": PATCH,
-        "num_register_tokens": 0,
-        "interpolate_offset": 0.1,
-        "interpolate_antialias": False,
-    },
+_ONLY: dict[str, Any] = {
+    f"{_ENCODER}.encoder_str": "dinov2",
+    f"{_ENCODER}.data_norm_type": "dinov2",
+    f"{_ENCODER}.with_registers": False,
+    f"{_ENCODER}.patch_size": PATCH,
+    f"{_SHARING}.model_type": "alternating_attention",
+    f"{_SHARING}.model_return_type": "intermediate_features",
+    f"{_SHARING}.custom_positional_encoding": None,
+    f"{_MODULE}.norm_intermediate": True,
+    f"{_MODULE}.qkv_bias": True,
+    f"{_MODULE}.qk_norm": False,
+    f"{_HEADS}.type": "dpt+pose",
+    f"{_HEADS}.adaptor_type": _REPRESENTATION,
+    f"{_FEATURE}.hooks": [0, 1, 2, 3],
+    f"{_HEADS}.regressor_head.output_dim": 6,
+    f"{_HEADS}.pose_head.rot_representation_dim": 4,
+    f"{_HEADS}.scale_head.output_dim": 1,
 }
-_ONLY |= {f"pred_head_config.{name}": values for name, values in _ADAPTORS.items()}
-_ONLY |= {_encoder_section(name): {"encoder_str": "dense_rep_encoder", "patch_size": PATCH} for name in _DENSE}
-_ONLY |= {_encoder_section(name): {"encoder_str": "global_rep_encoder"} for name in _GLOBAL}
+_ONLY |= {f"{_HEADS}.{adaptor}.{name}": only for adaptor, values in _ADAPTORS.items() for name, only in values.items()}
+_ONLY |= {f"{_GEOMETRIC}.{name}_encoder_config.encoder_str": "dense_rep_encoder" for name in _DENSE}
+_ONLY |= {f"{_GEOMETRIC}.{name}_encoder_config.encoder_str": "global_rep_encoder" for name in _GLOBAL}
+_OF_DINOV2 = {"patch_size": PATCH, "num_register_tokens": 0, "interpolate_offset": 0.1, "interpolate_antialias": False}
+_CHECKED = _ONLY | {f"dinov2.{name}": only for name, only in _OF_DINOV2.items()}
+_CHECKED |= {f"{_GEOMETRIC}.{name}_encoder_config.patch_size": PATCH for name in _DENSE}
+_CHECKED |= {f"{_FEATURE}.patch_size": PATCH, f"{_HEADS}.pose_head.patch_size": PATCH}
+_CHECKED |= {f"{_MODULE}.{name}": 0 for name in ("proj_drop", "attn_drop", "drop_path")}
+_CHECKED |= {f"{_MODULE}.use_{name}": False for name in ("scalable_softmax", "entropy_scaling", "pe_for_non_reference_views")}
+_CHECKED |= {f"{_MODULE}.custom_positional_encoding": None}
 
-# No meaning for the computation: where start weights come from; what upstream fills in by itself; how it computes.
+# Read in other ways; and of no meaning, wherever they stand: where start weights come from, how it is computed, what upstream
+# fills in by itself from other entries.
+_READ = {
+    f"{_ENCODER}.keep_first_n_layers",
+    f"{_MODULE}.mlp_ratio",
+    "info_sharing_mlp_layer_str",
+    f"{_FEATURE}.checkpoint_gradient",
+    f"{_HEADS}.regressor_head.checkpoint_gradient",
+}
+_READ |= {f"{_GEOMETRIC}.{name}_encoder_config.{entry}" for name in _ENCODERS for entry in ("intermediate_dims", "apply_pe")}
+_READ |= {
+    f"dinov2.{name}" for name in ("embed_dim", "num_heads", "depth", "ffn_layer", "mlp_ratio", "img_size", "kept_blocks")
+}
 _START = ("name", "pretrained_checkpoint_path", "load_specific_pretrained_submodules", "specific_pretrained_submodules")
+_HOW = ("torch_hub_force_reload", "torch_hub_pretrained", "uses_torch_hub", "use_pytorch_sdpa", "disable_torch_compile_for_pe")
 _FILLED = ("input_embed_dim", "enc_embed_dim", "input_feature_dim", "input_feature_dims", "in_chans", "adaptor_config", "size")
-_FILLED_TOO = ("fusion_norm_layer", "mlp_layer", "init_values", "max_num_views_for_pe")
-_HOW = ("torch_hub_force_reload", "torch_hub_pretrained", "uses_torch_hub", "use_pytorch_sdpa")
-_HOW_TOO = ("disable_torch_compile_for_pe", "use_rand_idx_pe_for_non_reference_views")
-_IGNORED = frozenset(_START + _FILLED + _FILLED_TOO + _HOW + _HOW_TOO)
-
-_SECTIONS = ("encoder_config", "info_sharing_config", "pred_head_config", "geometric_input_config")
-_MODULE = ("indices", "depth", "dim", "num_heads", "mlp_ratio", "init_values")
-_READ: dict[str, tuple[str, ...]] = {
-    "": (*_SECTIONS, "use_register_tokens_from_encoder", "info_sharing_mlp_layer_str", "dinov2", "vehicle_id"),
-    "encoder_config": ("gradient_checkpointing", "norm_returned_features", "keep_first_n_layers"),
-    "info_sharing_config": ("module_args",),
-    "info_sharing_config.module_args": (*_MODULE, "gradient_checkpointing", "distinguish_ref_and_non_ref_views"),
-    "pred_head_config": ("feature_head", "regressor_head", "pose_head", "scale_head", "gradient_checkpointing", *_ADAPTORS),
-    "pred_head_config.feature_head": ("feature_dim", "layer_dims", "checkpoint_gradient"),
-    "pred_head_config.regressor_head": ("checkpoint_gradient",),
-    "pred_head_config.pose_head": ("num_resconv_block",),
-    "pred_head_config.scale_head": ("hidden_dim",),
-    "geometric_input_config": (*(f"{n}_encoder_config" for n in _ENCODERS), *GeometricInputsConfig.probabilities()),
-    "dinov2": ("embed_dim", "num_heads", "depth", "ffn_layer", "mlp_ratio", "img_size", "kept_blocks"),
-}
-_READ |= {_encoder_section(name): ("intermediate_dims", "apply_pe") for name in _ENCODERS}
+_FILLED_TOO = ("fusion_norm_layer", "mlp_layer", "max_num_views_for_pe", "use_rand_idx_pe_for_non_reference_views")
+_IGNORED = {*_START, *_HOW, *_FILLED, *_FILLED_TOO, "vehicle_id"}  # the last is ours, and read as a whole
+_KNOWN = {*_ENTRIES, *_CHECKED, *_READ}
+_GROUPS = {key[:place] for key in _KNOWN for place, letter in enumerate(key) if letter == "."}
 
 
 def config_from_upstream(model_config: Mapping[str, Any], dinov2: Mapping[str, Any] | None = None) -> ModelConfig:
@@ -145,53 +154,33 @@ def config_from_upstream(model_config: Mapping[str, Any], dinov2: Mapping[str, A
             and left aside: weights of other shapes will not load.
     """
     whole = dict(model_config) if dinov2 is None else {**model_config, "dinov2": dinov2}
-    sections: dict[str, Mapping[str, Any]] = {"": whole} | {
-        where: _section(whole, where) for where in (*_ONLY, "geometric_input_config")
-    }
+    for name in _SECTIONS:
+        if whole.get(name) is None:
+            raise InputError(f"config: no {name}; give the arguments of upstream's MapAnything, as in its config.json")
+    given = dict(_leaves(whole))
     unknown = []
-    for where, values in sections.items():
-        only = _ONLY.get(where, {})
-        for name, value in only.items():
-            if name in values and not _equal(values[name], value):
-                raise InputError(f"config: {_join(where, name)}={values[name]!r}; this network only knows {value!r}")
-        unknown += [_join(where, n) for n in values if n not in only and n not in _READ.get(where, ()) and n not in _IGNORED]
+    for key, value in given.items():
+        if key in _CHECKED and not _equal(value, _CHECKED[key]):
+            raise InputError(f"config: {key}={value!r}; this network only knows {_CHECKED[key]!r}")
+        if key in _GROUPS and value is not None:
+            raise InputError(f"config: {key} is {value!r}; it should be a group of entries")
+        if key not in _KNOWN | _GROUPS and not _IGNORED & set(key.split(".")):
+            unknown.append(key)
     if unknown:
         log.warning("config: %s: not known to this network, left aside", ", ".join(unknown))
-
-    module, heads = sections["info_sharing_config.module_args"], sections["pred_head_config"]
-    feature = sections["pred_head_config.feature_head"]
-    dim, geometric = module.get("dim", 768), sections["geometric_input_config"]
+    own: dict[str, Any] = {"vehicle_id": whole.get("vehicle_id") or {}}
+    for key, (name, default) in _ENTRIES.items():
+        value = given.get(key, default)
+        _put(own, name, bool(value) if isinstance(default, bool) else default if value is None else value)
+    own["heads"]["gradient_checkpointing"] |= bool(given.get(f"{_FEATURE}.checkpoint_gradient"))
+    multi = own["multiview"]
+    multi["ffn"] = _ffn(given.get("info_sharing_mlp_layer_str", "mlp"), "info_sharing_mlp_layer_str")
     try:
-        return ModelConfig(
-            encoder=_encoder(sections["encoder_config"], whole.get("dinov2")),
-            multiview=MultiViewConfig(
-                dim=dim,
-                num_heads=module.get("num_heads", 12),
-                depth=module.get("depth", 12),
-                ffn=(ffn := _ffn(whole.get("info_sharing_mlp_layer_str", "mlp"), "info_sharing_mlp_layer_str")),
-                ffn_dim=_ffn_dim(ffn, dim, module.get("mlp_ratio", 4)),
-                layer_scale=module.get("init_values"),
-                taps=tuple(module.get("indices") or ()),
-                class_token=bool(whole.get("use_register_tokens_from_encoder", False)),
-                reference_marker=bool(module.get("distinguish_ref_and_non_ref_views", True)),
-                gradient_checkpointing=bool(module.get("gradient_checkpointing", False)),
-            ),
-            geometric_inputs=GeometricInputsConfig(
-                dense_dims=_widths(sections, _DENSE, (588, 768, 1024)),
-                global_dims=_widths(sections, _GLOBAL, (128, 256, 512)),
-                **{name: geometric[name] for name in GeometricInputsConfig.probabilities() if name in geometric},
-            ),
-            heads=HeadsConfig(
-                dpt_dim=feature.get("feature_dim", 256),
-                dpt_layer_dims=tuple(feature.get("layer_dims", (96, 192, 384, 768))),
-                pose_blocks=sections["pred_head_config.pose_head"].get("num_resconv_block", 2),
-                scale_dim=sections["pred_head_config.scale_head"].get("hidden_dim", 196),
-                gradient_checkpointing=bool(heads.get("gradient_checkpointing") or feature.get("checkpoint_gradient")),
-            ),
-            vehicle_id=VehicleIdConfig.from_dict(whole.get("vehicle_id") or {}),
-        )
-    except InputError:
-        raise
+        own["geometric_inputs"]["dense_dims"] = _widths(given, _DENSE, (588, 768, 1024))
+        own["geometric_inputs"]["global_dims"] = _widths(given, _GLOBAL, (128, 256, 512))
+        multi["ffn_dim"] = _ffn_dim(multi["ffn"], multi["dim"], given.get(f"{_MODULE}.mlp_ratio", 4))
+        own["encoder"] |= _encoder(whole[_ENCODER], whole.get("dinov2"))
+        return ModelConfig.from_dict(own)
     except (TypeError, ValueError) as error:  # a word where a number should be
         raise InputError(f"config: a value of the wrong kind ({error})") from error
 
@@ -204,71 +193,44 @@ def config_to_upstream(config: ModelConfig) -> dict[str, Any]:
     Raises:
         InputError: a width that no ratio of upstream's gives.
     """
-    encoder, multi, geometric, heads = config.encoder, config.multiview, config.geometric_inputs, config.heads
+    own = dict(_leaves(config.to_dict()))
+    encoder, multi = config.encoder, config.multiview
     size = _size_of(encoder)
-    large = "giant" if encoder.ffn == "swiglu" else "large"
-    blocks = _DINOV2[size][2] if size else None
-    encoder_config: dict[str, Any] = _ONLY["encoder_config"] | {
-        "name": f"dinov2_{size or large}" + ("" if encoder.depth == blocks else f"_{encoder.depth}_layers"),
-        "size": size or large,
-        "uses_torch_hub": True,
-        "gradient_checkpointing": encoder.gradient_checkpointing,
-    }
-    if not encoder.final_norm:  # the release of v1 did not know this argument
-        encoder_config["norm_returned_features"] = False
-    if encoder.depth != blocks:
-        encoder_config["keep_first_n_layers"] = encoder.depth
-    module_args: dict[str, Any] = {
-        "name": f"aat_{multi.depth}_layers_ifr",
-        "indices": list(multi.taps),
-        "norm_intermediate": True,
-        "size": f"{multi.depth}_layers",
-        "depth": multi.depth,
-        "distinguish_ref_and_non_ref_views": multi.reference_marker,
-        "gradient_checkpointing": multi.gradient_checkpointing,
-        "dim": multi.dim,
-        "num_heads": multi.num_heads,
-        "mlp_ratio": _mlp_ratio(multi.ffn, multi.dim, multi.ffn_dim, "multiview"),
-        "qkv_bias": True,
-        "qk_norm": False,
-        "init_values": multi.layer_scale,
-    }
-    pred_head_config: dict[str, Any] = _ONLY["pred_head_config"] | {
-        "feature_head": {
-            "feature_dim": heads.dpt_dim,
-            "hooks": [0, 1, 2, 3],
-            "checkpoint_gradient": heads.gradient_checkpointing,
-            "layer_dims": list(heads.dpt_layer_dims),
-        },
-        "regressor_head": {"output_dim": 6, "checkpoint_gradient": heads.gradient_checkpointing},
-        "pose_head": {"num_resconv_block": heads.pose_blocks, "rot_representation_dim": 4},
-        "scale_head": {"output_dim": 1, "hidden_dim": heads.scale_dim},
-        "gradient_checkpointing": heads.gradient_checkpointing,
-    }
-    for name, values in _ADAPTORS.items():
-        pred_head_config[name] = {"name": f"{_REPRESENTATION}+scale"} | values
-    geometric_input_config: dict[str, Any] = {name: getattr(geometric, name) for name in geometric.probabilities()}
-    for name, channels in zip(_ENCODERS, (3, 1, 4, 3, 1)):
-        dense = name in _DENSE
-        geometric_input_config[f"{name}_encoder_config"] = {
-            "name": {"cam_rot": "cam_rot_quats"}.get(name, name) + "_encoder",
-            "in_chans": channels,
-            "encoder_str": _ONLY[_encoder_section(name)]["encoder_str"],
-            "intermediate_dims": list(geometric.dense_dims if dense else geometric.global_dims),
-        } | ({"apply_pe": False} if dense else {})
-    upstream: dict[str, Any] = {
+    large = size or ("giant" if encoder.ffn == "swiglu" else "large")
+    whole = size is not None and encoder.depth == _DINOV2[size][2]
+    values = _ONLY | {key: own[name] for key, (name, _) in _ENTRIES.items()}
+    for key in _UNKNOWN_TO_V1:
+        if values[key] == _ENTRIES[key][1]:
+            del values[key]
+    values |= {
         "name": "mapanything",
-        "encoder_config": encoder_config,
-        "info_sharing_config": _ONLY["info_sharing_config"] | {"module_args": module_args},
-        "pred_head_config": pred_head_config,
-        "geometric_input_config": geometric_input_config,
+        f"{_ENCODER}.name": f"dinov2_{large}" + ("" if whole else f"_{encoder.depth}_layers"),
+        f"{_ENCODER}.size": large,
+        f"{_ENCODER}.uses_torch_hub": True,
+        f"{_MODULE}.name": f"aat_{multi.depth}_layers_ifr",
+        f"{_MODULE}.size": f"{multi.depth}_layers",
+        f"{_MODULE}.mlp_ratio": _mlp_ratio(multi.ffn, multi.dim, multi.ffn_dim, "multiview"),
+        f"{_FEATURE}.checkpoint_gradient": config.heads.gradient_checkpointing,
+        f"{_HEADS}.regressor_head.checkpoint_gradient": config.heads.gradient_checkpointing,
     }
-    if multi.class_token:  # these two are not known to the release of v1 either
-        upstream["use_register_tokens_from_encoder"] = True
+    if not whole:
+        values[f"{_ENCODER}.keep_first_n_layers"] = encoder.depth
     if multi.ffn == "swiglu":
-        upstream["info_sharing_mlp_layer_str"] = "swiglufused"
+        values["info_sharing_mlp_layer_str"] = "swiglufused"
+    for adaptor in _ADAPTORS:
+        values[f"{_HEADS}.{adaptor}.name"] = f"{_REPRESENTATION}+scale"
+    for name, channels in _ENCODERS.items():
+        where = f"{_GEOMETRIC}.{name}_encoder_config"
+        values[f"{where}.name"] = {"cam_rot": "cam_rot_quats"}.get(name, name) + "_encoder"
+        values[f"{where}.in_chans"] = channels
+        values[f"{where}.intermediate_dims"] = own[f"geometric_inputs.{'dense' if name in _DENSE else 'global'}_dims"]
+        if name in _DENSE:
+            values[f"{where}.apply_pe"] = False
+    upstream: dict[str, Any] = {}
+    for key, value in values.items():
+        _put(upstream, key, value)
     if not size:
-        upstream["dinov2"] = _ONLY["dinov2"] | {
+        upstream["dinov2"] = _OF_DINOV2 | {
             "embed_dim": encoder.dim,
             "num_heads": encoder.num_heads,
             "depth": encoder.depth,
@@ -291,21 +253,20 @@ def to_json(upstream: Mapping[str, Any]) -> str:
     return json.dumps(upstream, indent=2).replace("Infinity", "1e999") + "\n"
 
 
-def _section(whole: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    values: Any = whole
-    for name in where.split(".") if where else ():
-        values = values.get(name)
-        if values is None:
-            if where in _SECTIONS:
-                raise InputError(f"config: no {where}; give the arguments of upstream's MapAnything, as in its config.json")
-            return {}
-        if not isinstance(values, Mapping):
-            raise InputError(f"config: {where}: {name} is {values!r}; it should be a group of entries")
-    return values
+def _leaves(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    """The entries of a nested mapping by their paths."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{where}{name}.")
+        else:
+            yield f"{where}{name}", value
 
 
-def _join(where: str, name: str) -> str:
-    return f"{where}.{name}" if where else name
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    *groups, name = key.split(".")
+    for group in groups:
+        values = values.setdefault(group, {})
+    values[name] = value
 
 
 def _equal(value: Any, only: Any) -> bool:
@@ -314,21 +275,21 @@ def _equal(value: Any, only: Any) -> bool:
     return list(value) == only if isinstance(only, list) and isinstance(value, (list, tuple)) else value == only
 
 
-def _widths(sections: Mapping[str, Mapping[str, Any]], names: tuple[str, ...], default: tuple[int, ...]) -> tuple[int, ...]:
-    widths = None
+def _widths(given: Mapping[str, Any], names: tuple[str, ...], default: tuple[int, ...]) -> list[int]:
+    found: dict[str, list[int]] = {}
     for name in names:
-        where = _encoder_section(name)
-        if name in _DENSE and sections[where].get("apply_pe", True):  # upstream's default is on
+        where = f"{_GEOMETRIC}.{name}_encoder_config"
+        if name in _DENSE and given.get(f"{where}.apply_pe", True):  # upstream's default is on
             raise InputError(f"config: {where}.apply_pe is on; this network has no position encoding there")
-        own = tuple(sections[where].get("intermediate_dims", default))
-        if widths not in (None, own):
-            raise InputError(f"config: {where}.intermediate_dims={own}; here they are {widths} for all of {', '.join(names)}")
-        widths = own
-    assert widths is not None
-    return widths
+        found[f"{where}.intermediate_dims"] = list(given.get(f"{where}.intermediate_dims", default))
+    first = next(iter(found.values()))
+    for where, own in found.items():
+        if own != first:
+            raise InputError(f"config: {where}={own}; here they are {first} for all of {', '.join(names)}")
+    return first
 
 
-def _encoder(values: Mapping[str, Any], dinov2: Mapping[str, Any] | None) -> EncoderConfig:
+def _encoder(values: Mapping[str, Any], dinov2: Mapping[str, Any] | None) -> dict[str, Any]:
     if dinov2 is None:
         size = values.get("size", "large")
         if size not in _DINOV2:
@@ -344,16 +305,8 @@ def _encoder(values: Mapping[str, Any], dinov2: Mapping[str, Any] | None) -> Enc
         ffn_dim = _ffn_dim(ffn, dim, dinov2.get("mlp_ratio", 4))
         pos_grid = dinov2.get("img_size", _POS_GRID * PATCH) // PATCH
         blocks = dinov2.get("kept_blocks") or blocks
-    return EncoderConfig(
-        dim=dim,
-        num_heads=num_heads,
-        depth=values.get("keep_first_n_layers") or blocks,
-        ffn=ffn,
-        ffn_dim=ffn_dim,
-        pos_grid=pos_grid,
-        final_norm=bool(values.get("norm_returned_features", True)),
-        gradient_checkpointing=bool(values.get("gradient_checkpointing", False)),
-    )
+    depth = values.get("keep_first_n_layers") or blocks
+    return {"dim": dim, "num_heads": num_heads, "depth": depth, "ffn": ffn, "ffn_dim": ffn_dim, "pos_grid": pos_grid}
 
 
 def _size_of(encoder: EncoderConfig) -> str | None:

@@ -202,6 +202,10 @@ BROKEN = {
         lambda m, d: hub(m, d / "hub", config=json.dumps({"encoder": TINY.encoder.to_dict()})),
         r"config\.json: model\.multiview: is missing",
     ),
+    "config without end": (
+        lambda m, d: hub(m, d / "hub", config='{"encoder_config": ' + '{"a": ' * 900 + "1" + "}" * 901),
+        r"config\.json: ",
+    ),
     "JSON without end": (lambda m, d: hub(m, d / "hub", config='{"a": ' + "[" * 5000), r"config\.json: is no JSON"),
     "a list for a number": (
         lambda m, d: hub(m, d / "hub", config=json.dumps(TINY.to_dict()).replace('"num_heads": 3', '"num_heads": []')),

@@ -6,6 +6,7 @@ the scenes, so that they do not depend on who was faster. All random choices bel
 
 from __future__ import annotations
 
+import contextlib
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from mapanything.evaluation.labels import Labels
 from mapanything.evaluation.report import Row, Summary
 from mapanything.evaluation.scene import Measured, Options, Truth, measure
 from mapanything.evaluation.scene_picture import scene_png
-from mapanything.files import write_atomic
+from mapanything.files import read_json, write_atomic
 from mapanything.inference.predict import reconstruct_scene
 from mapanything.inference.select import RESOLUTION, SceneSample, depth_layout, load_scene
 from mapanything.inference.stream import pipelined
@@ -285,3 +286,28 @@ def _in_short(values: dict[str, float]) -> str:
     )
     cloud = f"Chamfer {values['chamfer_m']:.2f} m   BEV IoU {values['bev_iou']:.2f}"
     return f"{pose}   AbsRel {values['depth_abs_rel']:.2f}   {cloud}"
+
+
+def prepare_out(out: Path, overwrite: bool) -> None:
+    """Makes the folder free for new results: with `overwrite`, what an evaluation's summary.json names goes.
+
+    Raises:
+        InputError: it holds something, and `overwrite` is off.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is no folder; give another --out")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise InputError(f"{out}: is not empty; give --overwrite to replace the evaluation there, or another --out")
+    record = out / "summary.json"
+    try:
+        content = read_json(record)
+    except (FileNotFoundError, ValueError):
+        return
+    names = content.get("files") if isinstance(content, dict) else None
+    record.unlink()  # first: without it nothing here counts as a finished evaluation
+    for name in names if isinstance(names, list) else ():
+        if isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts:
+            with contextlib.suppress(ValueError, OSError):  # of a damaged record: not even a file's name
+                (out / name).unlink()

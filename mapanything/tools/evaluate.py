@@ -7,7 +7,6 @@ and what each figure means: docs/metrics.md.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import math
 import re
@@ -16,13 +15,18 @@ import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from mapanything.cli.data import DEPTH
 from mapanything.cli.network import EVALUATE, split_models
 from mapanything.errors import InputError, run_command
-from mapanything.files import read_json, writing_alone
-from mapanything.tools.options import parse_device, parse_resolution, selection
+from mapanything.files import writing_alone
+from mapanything.tools.options import (
+    code_and_provenance,
+    describe_checkpoint,
+    parse_device,
+    parse_resolution,
+    selection,
+)
 
 MODES = {"single": ("single",), "coop": ("coop",), "both": ("single", "coop")}
 NAME = re.compile(r"[\w.+-]{1,60}\Z", re.ASCII)  # of a model: a folder's name and a cell of a table
@@ -44,7 +48,7 @@ def _main(args: argparse.Namespace, held: ExitStack) -> int:
     # What needs torch loads after the command line has been understood.
     from mapanything.evaluation.metrics import Grid, Region
     from mapanything.evaluation.report import headline_text
-    from mapanything.evaluation.run import EvaluationJob, evaluate
+    from mapanything.evaluation.run import EvaluationJob, Model, evaluate, prepare_out
     from mapanything.evaluation.scene import COLUMNS, Options
     from mapanything.evaluation.scene_list import SceneChoice, list_scenes
     from mapanything.inference.predict import USES, parse_inputs
@@ -79,13 +83,14 @@ def _main(args: argparse.Namespace, held: ExitStack) -> int:
         scenes = list_scenes(args.root, choice, modes)
     for note in {str(note.message): None for note in notes}:
         print(f"note: {note}", file=sys.stderr)
-    models, made_with, provenance = _what_makes_it(paths, args.root, device)
+    described = {name: {"checkpoint": str(path)} | describe_checkpoint(path) for name, path in paths.items()}
+    code, provenance = code_and_provenance(args.root, [device])
     job = EvaluationJob(
         root=args.root,
         depth_root=depth_root,
         truth_root=args.truth_root,
         out=out,
-        models=models,
+        models=tuple(Model(name, path, described[name]) for name, path in paths.items()),
         scenes=scenes,
         inputs=tuple(name for name in USES if name in inputs),
         resolution=resolution,
@@ -102,14 +107,14 @@ def _main(args: argparse.Namespace, held: ExitStack) -> int:
         rank_by=args.rank_by,
         larger_is_worse=not LARGER_IS_BETTER.match(args.rank_by),
         representative=args.save_representative,
-        made_with=made_with,
+        made_with=code,
         provenance=provenance,
     )
 
     from tqdm import tqdm
 
     problems: dict[str, None] = {}
-    with tqdm(total=len(models) * sum(map(len, scenes.values())), desc="evaluate", unit="scene", disable=None) as bar:
+    with tqdm(total=len(paths) * sum(map(len, scenes.values())), desc="evaluate", unit="scene", disable=None) as bar:
 
         def progress(problem: str) -> None:
             if problem:
@@ -142,67 +147,6 @@ def parse_models(words: Sequence[str]) -> dict[str, Path]:
         if not models[name].exists():
             raise InputError(f"{path}: no such checkpoint (--models {name})")
     return models
-
-
-def prepare_out(out: Path, overwrite: bool) -> None:
-    """Makes the folder free for new results: with `overwrite`, what an evaluation's summary.json names goes.
-
-    Raises:
-        InputError: it holds something, and `overwrite` is off.
-    """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is no folder; give another --out")
-    if not out.exists() or not any(out.iterdir()):
-        return
-    if not overwrite:
-        raise InputError(f"{out}: is not empty; give --overwrite to replace the evaluation there, or another --out")
-    record = out / "summary.json"
-    try:
-        content = read_json(record)
-    except (FileNotFoundError, ValueError):
-        return
-    names = content.get("files") if isinstance(content, dict) else None
-    record.unlink()  # first: without it nothing here counts as a finished evaluation
-    for name in names if isinstance(names, list) else ():
-        if isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts:
-            with contextlib.suppress(ValueError, OSError):  # of a damaged record: not even a file's name
-                (out / name).unlink()
-
-
-def _what_makes_it(paths: dict[str, Path], root: Path, device: str) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:
-    """The models, and what else decides the figures; nothing of the time or the host."""
-    import torch
-
-    from mapanything.environment import fingerprint
-    from mapanything.evaluation.run import Model
-    from mapanything.models.weights.identify import identify, name_of
-    from mapanything.models.weights.read import checkpoint_sha256, read_checkpoint
-
-    models = []
-    for name, path in paths.items():
-        config = identify(read_checkpoint(path))
-        models.append(
-            Model(
-                name,
-                path,
-                {
-                    "model": name_of(config) or "another network",
-                    "checkpoint": str(path),
-                    "checkpoint_sha256": checkpoint_sha256(path),
-                    "vehicle_id_roles": config.vehicle_id.num_roles,
-                },
-            )
-        )
-    code = fingerprint()
-    made_with = {"code_sha256": code["code_sha256"], "lock_sha256": code["lock_sha256"]}
-    provenance = {
-        "root": str(root),
-        "device": device if device == "cpu" else torch.cuda.get_device_name(device),
-        "commit": code["commit"],
-        "python": code["python"],
-        "torch": torch.__version__,
-    }
-    return tuple(models), made_with, provenance
 
 
 def _heights(words: Sequence[str]) -> tuple[float, float]:

@@ -6,7 +6,6 @@ goes on where it stopped. What is written, in which frame: docs/inference.md.
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import shutil
 import sys
@@ -20,7 +19,13 @@ from mapanything.cli.network import INFER
 from mapanything.errors import InputError, run_command
 from mapanything.files import check_writable, writing_alone
 from mapanything.results.clouds import ENCODERS
-from mapanything.tools.options import parse_devices, parse_resolution, selection
+from mapanything.tools.options import (
+    code_and_provenance,
+    describe_checkpoint,
+    parse_devices,
+    parse_resolution,
+    selection,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,13 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"note: {note.message}", file=sys.stderr)
     if args.main_agent and args.coop and not any(key.main_agent == args.main_agent for key in keys):
         raise InputError(f"{args.root}: agent '{args.main_agent}' is in no scene of this selection; give another --main-agent")
+    code, provenance = code_and_provenance(args.root, devices)
     settings = Settings(
         mode=mode,
         inputs=tuple(name for name in USES if name in inputs),
         resolution=resolution,
         axes=args.frame_of,
         clouds=clouds,
-        **_what_makes_it(args, amp, devices),
+        made_with=describe_checkpoint(args.checkpoint) | {"amp": amp} | code,
+        provenance={"checkpoint": str(args.checkpoint)} | provenance,
     )
     todo = keys
     if not args.overwrite:
@@ -90,38 +97,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{len(problems)} failed; inputs: {', '.join(settings.inputs)}"
     )
     return 1 if problems else 0
-
-
-def _what_makes_it(args: argparse.Namespace, amp: str, devices: list[str]) -> dict[str, dict[str, Any]]:
-    """`Settings.made_with` and `.provenance`. Nothing of the time or the host is in the first."""
-    import torch
-
-    from mapanything.environment import fingerprint
-    from mapanything.models.weights.identify import identify, name_of
-    from mapanything.models.weights.read import checkpoint_sha256, read_checkpoint
-
-    config = identify(read_checkpoint(args.checkpoint))
-    code = fingerprint()
-    gpus = sorted({torch.cuda.get_device_name(name) for name in devices if name != "cpu"})
-    return {
-        "made_with": {
-            "model": name_of(config) or "another network",
-            "checkpoint_sha256": checkpoint_sha256(args.checkpoint),
-            "vehicle_id_roles": config.vehicle_id.num_roles,
-            "amp": amp,
-            "code_sha256": code["code_sha256"],
-            "lock_sha256": code["lock_sha256"],
-        },
-        "provenance": {
-            "checkpoint": str(args.checkpoint),
-            "root": str(args.root),
-            "device": ", ".join(gpus) or "cpu",
-            "commit": code["commit"],
-            "image_contents": code["image_contents"],
-            "python": code["python"],
-            "torch": torch.__version__,
-        },
-    }
 
 
 def _check_space(out: Path, needed: int) -> None:

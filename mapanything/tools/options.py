@@ -1,10 +1,13 @@
-"""Reads options that several tools have: which part of the data, image sizes, devices."""
+"""Reads options that several tools have: which data, image sizes, devices; names what makes a result."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+from mapanything.environment import fingerprint
 from mapanything.errors import InputError
 from mapanything.opv2v.layout import Selection
 
@@ -69,3 +72,27 @@ def parse_device(text: str) -> str:
     if "," in text:
         raise InputError(f"--device {text}: give one device")
     return parse_devices(text)[0]
+
+
+def describe_checkpoint(path: Path) -> dict[str, Any]:
+    """The network that a checkpoint holds, as records name it. Raises InputError: it can't be read."""
+    from mapanything.models.weights.identify import identify, name_of
+    from mapanything.models.weights.read import checkpoint_sha256, read_checkpoint
+
+    config = identify(read_checkpoint(path))
+    return {
+        "model": name_of(config) or "another network",
+        "checkpoint_sha256": checkpoint_sha256(path),
+        "vehicle_id_roles": config.vehicle_id.num_roles,
+    }
+
+
+def code_and_provenance(root: Path, devices: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The code that decides what a result is; and where it came from, which tells a person and decides nothing."""
+    import torch
+
+    found = fingerprint()
+    gpus = sorted({torch.cuda.get_device_name(name) for name in devices if name != "cpu"})
+    provenance = {"root": str(root), "device": ", ".join(gpus) or "cpu", "commit": found["commit"]}
+    provenance |= {"image_contents": found["image_contents"], "python": found["python"], "torch": torch.__version__}
+    return {"code_sha256": found["code_sha256"], "lock_sha256": found["lock_sha256"]}, provenance

@@ -263,8 +263,9 @@ def run_files(name: str) -> Parser:
     def own(folder: Path) -> tuple[list[bytes], Check]:
         from omegaconf import OmegaConf
 
-        from mapanything.tools.runs import find_runs, table
+        from mapanything.tools.runs import table
         from mapanything.train import logs
+        from mapanything.train.runs import find_runs
 
         entry = {"epoch": 1, "train_loss": 0.5, "validate_loss": 0.25, "seconds": 3.5, "best": True}
         status = {"state": "failed", "stage": 1, "epoch": 0.5, "epochs": 2, "reason": "x", "time": "2026-01-01T00:00:00"}

@@ -102,7 +102,7 @@ def any_image(folder: Path) -> Made:
 
 def evaluation_record(folder: Path) -> Made:
     """Files that evaluate --overwrite replaces: nothing outside its folder, whatever summary.json names."""
-    from mapanything.tools.evaluate import prepare_out
+    from mapanything.evaluation.run import prepare_out
 
     out, outside = folder / "out", folder / "outside.txt"
     (out / "plots").mkdir(parents=True)

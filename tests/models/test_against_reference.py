@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mapanything.geometry.rigid import matrix_from_quat
-from mapanything.models import geometric_inputs, postprocess
+from mapanything.models import geometric_inputs, parity, postprocess
 from mapanything.models.inputs import prepare, rays_from_intrinsics
 from mapanything.models.mapanything import MapAnything
 from mapanything.models.multiview_confidence import confidence
 from mapanything.models.weights.upstream import config_from_upstream
-from mapanything.tools import parity
 from tests.helpers import reference, reference_network
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "parity" / "network.pt"

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from mapanything.errors import InputError
+from mapanything.evaluation.run import prepare_out
 from mapanything.models.mapanything import MapAnything
 from mapanything.tools import evaluate
 from tests.helpers.networks import TINY
@@ -131,12 +132,12 @@ def test_overwrite_removes_what_the_old_evaluation_wrote_and_nothing_else(tmp_pa
     names = ["worst/a.png", "gone.png", "../outside.txt", str(outside)]
     (tmp_path / "out" / "summary.json").write_text(json.dumps({"files": names}))
     with pytest.raises(InputError, match="is not empty"):
-        evaluate.prepare_out(tmp_path / "out", overwrite=False)
-    evaluate.prepare_out(tmp_path / "out", overwrite=True)
+        prepare_out(tmp_path / "out", overwrite=False)
+    prepare_out(tmp_path / "out", overwrite=True)
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"outside.txt", "mine.txt"}
     (tmp_path / "out" / "summary.json").write_text("[]")
-    evaluate.prepare_out(tmp_path / "out", overwrite=True)
-    evaluate.prepare_out(tmp_path / "new", overwrite=False)
+    prepare_out(tmp_path / "out", overwrite=True)
+    prepare_out(tmp_path / "new", overwrite=False)
 
 
 @pytest.mark.faults

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mapanything.errors import InputError
+from mapanything.models.parity import deviation
 from mapanything.tools import parity
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "parity"
@@ -39,8 +40,8 @@ def test_a_wrong_number_is_named_and_fails(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_nan_is_far():
-    assert not parity.deviation("conf", "", torch.full((2,), torch.nan), torch.ones(2)).fine
-    assert not parity.deviation("conf", "", torch.ones(3), torch.ones(2)).fine
+    assert not deviation("conf", "", torch.full((2,), torch.nan), torch.ones(2)).fine
+    assert not deviation("conf", "", torch.ones(3), torch.ones(2)).fine
 
 
 @pytest.mark.parametrize("content", [b"", b"not a file of torch", None])

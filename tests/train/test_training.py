@@ -14,8 +14,7 @@ import torch
 from mapanything.errors import InputError
 from mapanything.files import Lock, is_locked
 from mapanything.models.mapanything import MapAnything
-from mapanything.tools import runs
-from mapanything.train import checkpoints, logs, training
+from mapanything.train import checkpoints, logs, runs, training
 from mapanything.train.loop import Trainer
 from mapanything.train.stages import compose_config
 from mapanything.train.watch import Stop

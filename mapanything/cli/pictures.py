@@ -32,6 +32,7 @@ def kind(name: str, help: str, *declared: Option) -> Command:
     return Command(name, "", help, options(*declared))
 
 
+HIDDEN = flag("hidden-returns", "mark LiDAR returns that the camera cannot see, in magenta")
 FRAME = (*one_frame("which frame"), flag("single", "only this vehicle, not the others of the timestamp"))
 OUTPUT = file("output", "the picture", otherwise=f"{OUTPUTS}/<date>/....png", type=file_name(".png"), metavar="FILE.png")
 PREDICTION = folder("prediction", "what `./invoke infer` wrote, or one scene's folder in it")
@@ -97,6 +98,7 @@ VIZ = Command(
             "depth maps below their images, predicted ones below those",
             *PREDICTED,
             folder("depth-root", "depth maps", otherwise=f"{DEPTH} where there is one, else the LiDAR"),
+            HIDDEN,
         ),
         kind(
             "frame",
@@ -104,6 +106,7 @@ VIZ = Command(
             *FRAME,
             OUTPUT,
             Option("point-size", "of points, an odd number of pixels", 3, type=odd),
+            HIDDEN,
         ),
         kind(
             "sequence",

@@ -12,6 +12,7 @@ from PIL import Image
 
 from mapanything.pictures.colors import DEPTH_RANGE, depth_colors, error_colors
 from mapanything.pictures.comparison import ERROR_BAR
+from mapanything.pictures.hidden import mixed_colors
 from mapanything.pictures.overlay import stamp
 from mapanything.pictures.sheets import Bar, Mark, Panel, sheet
 
@@ -29,6 +30,7 @@ class DepthView:
     """One image (H, W, 3) and the z-depths (H, W) known and predicted for it; 0 is unknown, None: there is none.
 
     Attributes:
+        hidden: z-depths of LiDAR returns that the camera cannot see.
         true_is_dense: the true map was rendered (`opv2v.depth.is_dense`); a predicted one always is dense.
     """
 
@@ -37,6 +39,7 @@ class DepthView:
     true: Depth | None
     predicted: Depth | None = None
     true_is_dense: bool = False
+    hidden: Depth | None = None
 
 
 def paint(
@@ -75,7 +78,12 @@ def draw_depths(title: str, views: Sequence[DepthView]) -> Any:
         if view.true is not None:
             known = view.true > 0
             text = f"true depth, {100 * known.mean():.3g}% known"
-            rows[1].append(Panel(paint(view.true, known, image, depth_colors, WIDTH, dense=dense), text))
+            values, painted = view.true, known
+            if view.hidden is not None:
+                painted = known | (view.hidden > 0)
+                values = np.where(view.hidden > 0, -view.hidden, view.true)
+                text += f", {np.count_nonzero(view.hidden):,} hidden"
+            rows[1].append(Panel(paint(values, painted, image, mixed_colors, WIDTH, dense=dense), text))
         if view.predicted is not None:
             trusted = view.predicted > 0
             text = f"predicted depth, {100 * trusted.mean():.3g}% trusted"

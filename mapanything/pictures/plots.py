@@ -24,6 +24,7 @@ from mapanything.pictures.canvas import (
     write_names,
 )
 from mapanything.pictures.colors import BOX_COLOR, DEPTH_RANGE, GRID, LIGHT, agent_color, rgb
+from mapanything.pictures.hidden import return_colors
 from mapanything.pictures.picture import HEIGHT_BAR
 from mapanything.pictures.render import View, chase_view, render
 from mapanything.pictures.scenes import CAMERA_NAMES, AgentFrame, Axes, Cloud, Scene, title_of, vehicle_boxes
@@ -213,8 +214,12 @@ def without(scene: Scene, hidden: Collection[str]) -> Scene:
     return replace(scene, paths=()) if "paths" in hidden else scene
 
 
-def frame_png(agents: Sequence[AgentFrame], point_size: int) -> bytes:
-    """The first agent's LiDAR and everybody's boxes over its four images. Raises InputError: an image is missing."""
+def frame_png(agents: Sequence[AgentFrame], point_size: int, mark_hidden: bool = False) -> bytes:
+    """The first agent's LiDAR and everybody's boxes over its four images. Raises InputError: an image is missing.
+
+    Args:
+        mark_hidden: returns that a camera cannot see have a colour of their own.
+    """
     agent = agents[0]
     points = agent.lidar_points()
     boxes = vehicle_boxes(agents).without(agent.key.agent)
@@ -226,14 +231,16 @@ def frame_png(agents: Sequence[AgentFrame], point_size: int) -> bytes:
     images = []
     read = [read_image(agent.paths.image(camera.index)) for camera in agent.frame.cameras]
     height, width = (size * max(1, math.ceil(CELL_WIDTH / read[0].shape[1])) for size in read[0].shape[:2])
-    for camera, image in zip(agent.frame.cameras, read, strict=True):
+    paints = return_colors(points, agent.frame.cameras) if mark_hidden else [None] * len(read)
+    for camera, image, paint in zip(agent.frame.cameras, read, paints, strict=True):
         image, intrinsics = overlay.enlarge(image, camera.cv_intrinsics, width, height)
-        image = overlay.draw_points(image, points, camera.camera_from_lidar, intrinsics, size=point_size)
+        image = overlay.draw_points(image, points, camera.camera_from_lidar, intrinsics, colors=paint, size=point_size)
         images.append(overlay.draw_boxes(image, boxes, camera.camera_from_lidar, intrinsics))
     key = agent.key
     note = f"boxes: {len(own)} vehicles that {key.agent}'s LiDAR hit"
     if len(agents) > 1:
         note += f";  pink: {unseen.sum()} more that only the others ({', '.join(a.key.agent for a in agents[1:])}) hit"
+    note += ";  magenta: returns that the camera cannot see" * mark_hidden
     return image_sheet(
         images,
         [f"camera{k}: {name}" for k, name in enumerate(CAMERA_NAMES)],

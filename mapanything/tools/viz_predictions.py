@@ -21,6 +21,7 @@ from mapanything.pictures.colors import PREDICTED, TRUE
 from mapanything.pictures.comparison import PANEL, compare_with_lidar, draw_comparison, nearby
 from mapanything.pictures.comparison import compare as compare_clouds
 from mapanything.pictures.depth import DepthView, draw_depths
+from mapanything.pictures.hidden import hidden_depth
 from mapanything.pictures.picture import cloud_picture
 from mapanything.pictures.predictions import PredictedScene, read_prediction
 from mapanything.pictures.scenes import (
@@ -149,6 +150,8 @@ def depth(args: argparse.Namespace) -> int:
     else:
         views = _predicted_depths(args, agent, predicted)
         title += " and its prediction"
+    if args.hidden_returns:
+        title += "; magenta: LiDAR returns that the camera cannot see"
     return save(args, key_name("depth", timestamp.key), canvas.png_bytes(draw_depths(title, views)))
 
 
@@ -166,7 +169,8 @@ def _known_depth(args: argparse.Namespace, agent: AgentFrame, camera: int) -> De
             raise InputError(f"{path}: is {true.shape[1]}x{true.shape[0]} but its image {size[0]}x{size[1]}")
     else:
         true = lidar_depth(ue_points(agent.lidar_points()), agent.frame.cameras[camera], *size)
-    return DepthView(f"camera{camera}: {CAMERA_NAMES[camera]}", image, true, true_is_dense=is_dense(true))
+    hidden = hidden_depth(agent.lidar_points(), agent.frame.cameras[camera], *size) if args.hidden_returns else None
+    return DepthView(f"camera{camera}: {CAMERA_NAMES[camera]}", image, true, true_is_dense=is_dense(true), hidden=hidden)
 
 
 def _predicted_depths(args: argparse.Namespace, agent: AgentFrame, predicted: PredictedScene) -> list[DepthView]:

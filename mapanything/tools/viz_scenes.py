@@ -160,4 +160,6 @@ def _whereabouts(points: NDArray[np.floating], near: NDArray[np.bool_]) -> str:
 
 def frame(args: argparse.Namespace) -> int:
     timestamp = find_timestamp(args)
-    return save(args, key_name("frame", timestamp.key), plots.frame_png(timestamp.agents(), args.point_size))
+    return save(
+        args, key_name("frame", timestamp.key), plots.frame_png(timestamp.agents(), args.point_size, args.hidden_returns)
+    )

@@ -13,6 +13,7 @@ from mapanything.opv2v.depth import lidar_depth
 from mapanything.opv2v.frame import Camera
 from mapanything.opv2v.visibility import sweep_surface, visible_depth, visible_returns
 from mapanything.pictures.colors import depth_colors
+from mapanything.pictures.overlay import project_points
 
 HIDDEN_COLOR = (255, 0, 255)  # magenta: in none of the colour maps
 
@@ -27,6 +28,18 @@ def return_colors(points: NDArray[np.float32], cameras: Sequence[Camera]) -> Ite
         colors = depth_colors(transform(camera.camera_from_lidar, points)[:, 2])
         colors[~seen] = HIDDEN_COLOR
         yield colors
+
+
+def hidden_from_all(points: NDArray[np.floating], cameras: Sequence[Camera]) -> NDArray[np.bool_]:
+    """Tells which (N,) of a vehicle's returns (N, 3), OpenCV axes, lie in an image of its cameras, and none of them sees."""
+    stored = carla.ue_points(points)
+    surface = sweep_surface(stored)
+    seen, inside = np.zeros((2, len(points)), bool)
+    for camera in cameras:
+        pose, k, size = camera.camera_from_lidar @ carla.CV_FROM_UE, camera.cv_intrinsics, camera.image_size
+        seen |= visible_returns(stored, pose, k, *size, surface)
+        inside[project_points(points, camera.camera_from_lidar, k, *size)[2]] = True
+    return inside & ~seen
 
 
 def hidden_depth(points: NDArray[np.float32], camera: Camera, width: int, height: int) -> NDArray[np.float32]:

@@ -16,9 +16,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mapanything.geometry.rigid import invert, transform
 from mapanything.geometry.types import Float
 from mapanything.pictures.colors import agent_color, height_colors
-from mapanything.pictures.scenes import Boxes, Cloud, Item, in_range, trajectories
+from mapanything.pictures.hidden import HIDDEN_COLOR, hidden_from_all
+from mapanything.pictures.scenes import Boxes, Cloud, Item, Scene, in_range, trajectories
 from mapanything.viewer.frames import ViewerFrame
 
 TILE = 64.0  # metres
@@ -27,7 +29,7 @@ FIRST_POINTS = 150_000  # of a cloud, sent at once with a new frame
 CHUNK_POINTS = 250_000  # sent at a time afterwards
 ALL_RANGE = 300.0  # metres; the largest range shows everything
 
-LIDAR_COLORS = ("height", "agent")
+LIDAR_COLORS = ("height", "agent", "hidden")
 PREDICTION_COLORS = ("image", "height")
 
 
@@ -78,9 +80,15 @@ def visible_layers(frame: ViewerFrame, look: Look, positions: Mapping[str, Float
     def add(name: str, make: Callable[[], Item], *version: object) -> None:
         layers[name] = Layer((str(frame.key), *version), make)
 
-    def cloud(name: str, item: Cloud, color: str, paint: Callable[[Cloud], NDArray[np.uint8]] | None) -> None:
+    def cloud(
+        name: str,
+        item: Cloud,
+        color: str,
+        paint: Callable[[Cloud], NDArray[np.uint8]] | None,
+        whole: Callable[[Cloud], Cloud] = lambda item: item,
+    ) -> None:
         def make() -> Cloud:
-            part = near(item, look.max_range, look.max_points)
+            part = near(whole(item), look.max_range, look.max_points)
             return part if paint is None else replace(part, colors=paint(part))
 
         add(name, make, color, look.max_range, look.max_points)
@@ -88,8 +96,11 @@ def visible_layers(frame: ViewerFrame, look: Look, positions: Mapping[str, Float
     if look.lidar:
         for role, item in enumerate(scene.clouds):
             if item.label not in look.hidden and len(item.points):
-                paint = None if look.lidar_colors == "height" else lambda _, role=role: agent_color(role)
-                cloud(f"lidar/{item.label}", item, look.lidar_colors, paint)
+                name, color = f"lidar/{item.label}", look.lidar_colors
+                if color == "hidden":
+                    cloud(name, item, color, None, lambda item, role=role: mark_hidden(item, scene, role))
+                else:
+                    cloud(name, item, color, None if color == "height" else lambda _, role=role: agent_color(role))
     error = frame.error() if look.error and frame.has_error else None
     if error is not None:
         cloud("prediction", error, "error", None)
@@ -110,6 +121,14 @@ def visible_layers(frame: ViewerFrame, look: Look, positions: Mapping[str, Float
         for path in trajectories(scene.agents, positions):
             add(f"paths/{path.label}", lambda path=path: path)
     return layers
+
+
+def mark_hidden(cloud: Cloud, scene: Scene, role: int) -> Cloud:
+    """An agent's cloud with the returns magenta that fall into its cameras' images and that none of them sees."""
+    frame = scene.agents[role].frame
+    lidar_from_scene = invert(frame.world_from_lidar) @ scene.agents[0].frame.world_from_lidar
+    hidden = hidden_from_all(transform(lidar_from_scene, cloud.points.astype(np.float64)), frame.cameras)
+    return replace(cloud, colors=np.where(hidden[:, None], np.array(HIDDEN_COLOR, np.uint8), cloud.colors))
 
 
 def near(cloud: Cloud, max_range: float, max_points: int) -> Cloud:

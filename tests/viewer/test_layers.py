@@ -15,6 +15,7 @@ from mapanything.geometry.colors import linear_from_srgb
 from mapanything.geometry.rigid import quat_from_matrix
 from mapanything.opv2v.layout import Selection
 from mapanything.pictures.colors import agent_color
+from mapanything.pictures.hidden import HIDDEN_COLOR
 from mapanything.pictures.render import View
 from mapanything.pictures.scenes import Boxes, Cloud
 from mapanything.viewer.browser import IMAGES, LABELS, Browser, look_from, view_of
@@ -127,6 +128,10 @@ def test_layers_switch_what_they_say(frame: ViewerFrame):
         assert {layer.split("/")[0] for layer in everything.keys() - less.keys()} == {name}
     assert f"lidar/{agents[1]}" not in visible_layers(frame, Look(hidden=frozenset(agents[1:2])))
     assert (cloud_of(frame, Look(lidar_colors="agent"), f"lidar/{agents[1]}").colors == agent_color(1)).all()
+    plain, marked = (cloud_of(frame, Look(lidar_colors=color), f"lidar/{agents[0]}") for color in ("height", "hidden"))
+    magenta = (marked.colors == HIDDEN_COLOR).all(axis=1)
+    assert np.array_equal(marked.points, plain.points) and 0 < magenta.mean() < 0.5
+    assert np.array_equal(marked.colors[~magenta], plain.colors[~magenta])
     boxes = everything["boxes"].make()
     assert isinstance(boxes, Boxes) and boxes.labels == frame.scene.boxes.labels
     assert np.abs(cloud_of(frame, Look(max_range=20), f"lidar/{agents[0]}").points[:, [0, 2]]).max() <= 20

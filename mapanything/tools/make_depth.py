@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from mapanything.cli.data import DEPTH, MAKE_DEPTH
 from mapanything.errors import InputError, run_command
-from mapanything.files import remove_stale_temporaries
+from mapanything.files import check_writable, remove_stale_temporaries
 from mapanything.geometry import carla
 from mapanything.geometry.types import Float
 from mapanything.opv2v import depth_root, fusion, visibility
@@ -120,13 +120,7 @@ def _done(work: Work, key: FrameKey) -> bool:
 
 
 def _check_space(work: Work, frames: int) -> None:
-    folder = work.depth.root
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir():
-        raise InputError(f"{folder}: is no folder; give another --depth-root")
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"{folder}: is not writable; give another --depth-root or fix its permissions")
+    folder = check_writable(work.depth.root, "--depth-root")
     needed = frames * sum(FRAME_BYTES[suffix] for suffix in work.suffixes)
     free = shutil.disk_usage(folder).free
     if needed > free:

@@ -17,6 +17,7 @@ import numpy as np
 
 from mapanything.arrays import npy_header
 from mapanything.errors import InputError
+from mapanything.opv2v import depth_root
 from mapanything.opv2v.depth import read_depth
 from mapanything.opv2v.exclude import read_exclude
 from mapanything.opv2v.frame import read_frame
@@ -172,6 +173,16 @@ def exclude(folder: Path) -> tuple[list[bytes], Check]:
     return [b"# a list\ntrain/2021_08_16_22_26_54/641/000069  # no image\nvalidate/b\r\ntest/a/641\n"], check
 
 
+def depth_json(folder: Path) -> tuple[list[bytes], Check]:
+    def check(data: bytes) -> None:
+        (folder / depth_root.NAME).write_bytes(data)
+        found = depth_root.read(folder)
+        assert found is not None and found.source in depth_root.SOURCES and "\n" not in str(found)
+
+    depth_root.write(folder, depth_root.DepthRoot("fused", "visible", {"jump": 0.3, "sides": 2, "word": "a b"}, version=3))
+    return [(folder / depth_root.NAME).read_bytes()], check
+
+
 def cloud_file(kind: str) -> Parser:
     def own(folder: Path) -> tuple[list[bytes], Check]:
         from mapanything.results.clouds import encode_glb, encode_ply
@@ -302,6 +313,7 @@ PARSERS = {
     "depth_npy": Parser(depth_npy),
     "index_cache": Parser(index_cache),
     "exclude": Parser(exclude),
+    "depth_json": Parser(depth_json),
     "ply": cloud_file("ply"),
     "glb": cloud_file("glb"),
     "scene_json": prediction("scene.json"),

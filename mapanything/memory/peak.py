@@ -43,7 +43,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Overhead:
-    """The memory that a card needs beyond torch's tensors. Assumed, not computed; `step.measure` shows a card's own."""
+    """The memory that a card needs beyond torch's tensors. Assumed, not computed; `step.measure_step` shows a card's own."""
 
     driver_fraction: float = 0.013  # an RTX 3090 of 24 GiB offers 23.69 GiB
     context_gib: float = 0.5  # CUDA's context with the kernels that are loaded

@@ -17,7 +17,7 @@ import torch
 from omegaconf import DictConfig
 
 from mapanything.memory.peak import GIB, Overhead, Peak, Shape, Trace
-from mapanything.memory.step import trace
+from mapanything.memory.step import trace_step
 from mapanything.processes import holding_ctrl_c
 from mapanything.train.stages import compose_config
 
@@ -59,7 +59,7 @@ WAYS = (
 
 def trace_stage(overrides: Sequence[str], shape: Shape) -> Trace:
     """Traces a step of the configuration that these overrides make."""
-    return trace(compose_config(overrides), shape)
+    return trace_step(compose_config(overrides), shape)
 
 
 @dataclass

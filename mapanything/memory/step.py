@@ -73,7 +73,7 @@ def random_objective(config: DictConfig, amp: bool | None = None) -> Objective:
     return objective.train()
 
 
-def trace(config: DictConfig, shape: Shape, *, cuda: bool = True, amp: bool | None = None) -> Trace:
+def trace_step(config: DictConfig, shape: Shape, *, cuda: bool = True, amp: bool | None = None) -> Trace:
     """Traces forward and backward of one batch.
 
     Args:
@@ -184,7 +184,7 @@ def labels(model: MapAnything, ledger: Ledger) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Measured:
+class StepMemory:
     """Of real steps on a GPU, bytes. tensors: the most that torch's tensors took at once. reserved: what its allocator held
     for them. others: what was taken on the card besides: CUDA's context, NCCL, libraries, other programs."""
 
@@ -193,8 +193,8 @@ class Measured:
     others: int
 
 
-def measure(config: DictConfig, shape: Shape, strategy: str, steps: int = 3) -> Measured:
-    """Runs the step that `trace` traces, with clipping and update, on this machine's first GPU, as a run of one process.
+def measure_step(config: DictConfig, shape: Shape, strategy: str, steps: int = 3) -> StepMemory:
+    """Runs the step that `trace_step` traces, with clipping and update, on this machine's first GPU, as a run of one process.
 
     `strategy` ddp or fsdp wraps the network as training does. The first step does not count: the optimizer's state is made
     at its end.
@@ -232,7 +232,7 @@ def measure(config: DictConfig, shape: Shape, strategy: str, steps: int = 3) -> 
         free, total = torch.cuda.mem_get_info(device)
         reserved = torch.cuda.max_memory_reserved(device)
         others = total - free - torch.cuda.memory_reserved(device)
-        return Measured(torch.cuda.max_memory_allocated(device), reserved, others)
+        return StepMemory(torch.cuda.max_memory_allocated(device), reserved, others)
 
 
 def _bytes(tensors: Iterable[Tensor], trained: bool = False) -> int:

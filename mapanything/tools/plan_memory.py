@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = PLAN_MEMORY.parse(arguments)
     search = read_search(args)
     if args.measure:
-        return measure(search, args.json)
+        return print_measured(search, args.json)
     with search.tracing(args.jobs):
         return print_json(search) if args.json else print_table(search)
 
@@ -166,7 +166,7 @@ def print_json(search: Search) -> int:
     return 0 if advised else 1
 
 
-def measure(search: Search, as_json: bool) -> int:
+def print_measured(search: Search, as_json: bool) -> int:
     """Runs the configured step of the largest batch on this machine's GPU, as a run of one process, against its plan."""
     from mapanything.memory import step
     from mapanything.memory.peak import GIB
@@ -174,8 +174,8 @@ def measure(search: Search, as_json: bool) -> int:
     strategy = _configured_strategy(search)
     found = []
     for shape in search.columns:
-        real = step.measure(search.config, shape, strategy)
-        found.append((shape, step.trace(search.config, shape).peak(strategy, 1).total, real))
+        real = step.measure_step(search.config, shape, strategy)
+        found.append((shape, step.trace_step(search.config, shape).peak(strategy, 1).total, real))
     if as_json:
         rows = [
             {"shape": str(shape), "planned": planned, "tensors": m.tensors, "reserved": m.reserved, "others": m.others}

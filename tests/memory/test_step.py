@@ -17,7 +17,7 @@ from mapanything.errors import InputError
 from mapanything.memory import step
 from mapanything.memory.ledger import Ledger
 from mapanything.memory.peak import STRATEGIES, Shape, Trace
-from mapanything.memory.step import trace
+from mapanything.memory.step import trace_step
 from mapanything.models.layers import Attention
 from mapanything.train.distributed import Layout, Process, wrap
 from mapanything.train.optim import OptimConfig, make_optimizer
@@ -83,7 +83,7 @@ def real_step(overrides: tuple[str, ...], shape: Shape, amp: bool, model: str = 
 @pytest.mark.parametrize("way", WAYS)
 def test_plan_is_what_the_cpu_allocates(way: str, amp: bool) -> None:
     objective, views, most, left = real_step(WAYS[way], SHAPE, amp)
-    planned = trace(config(*WAYS[way]), SHAPE, cuda=False, amp=amp)
+    planned = trace_step(config(*WAYS[way]), SHAPE, cuda=False, amp=amp)
     # The plan counts in pieces of 512 bytes; that is 0.2 % here, where tensors are small.
     assert planned.alone.total == pytest.approx(most + batch_bytes(views), rel=0.015)
     assert planned.trained == pytest.approx(left, abs=100_000)  # the gradients; and the loss's small change
@@ -98,7 +98,7 @@ def test_plan_is_what_the_cpu_allocates(way: str, amp: bool) -> None:
 def test_plan_is_what_the_cpu_allocates_for_v1() -> None:
     shape = Shape(views=2, batch=1, width=126, height=98)
     objective, views, most, _ = real_step(CHECKPOINTING[:1], shape, True, "mapanything_v1")
-    planned = trace(config(*CHECKPOINTING[:1], model="mapanything_v1"), shape, cuda=False, amp=True)
+    planned = trace_step(config(*CHECKPOINTING[:1], model="mapanything_v1"), shape, cuda=False, amp=True)
     assert planned.alone.total == pytest.approx(most + batch_bytes(views), rel=0.015)
     assert planned.weights == sum(x.untyped_storage().nbytes() for x in [*objective.parameters(), *objective.buffers()])
 
@@ -131,13 +131,13 @@ def test_plan_of_a_strategy_is_what_its_wrapper_allocates(strategy: str) -> None
         update()
     most, left = allocated(update)
     assert left == pytest.approx(0, abs=100_000)
-    peak = trace(config(), SHAPE, cuda=False, amp=False).peak(strategy, 1)
+    peak = trace_step(config(), SHAPE, cuda=False, amp=False).peak(strategy, 1)
     planned = peak.moving - batch_bytes(views)
     assert planned == pytest.approx(most, rel=0.03 if strategy == "ddp" else 0.25)
 
 
 def test_gradients_are_counted_where_the_strategy_holds_them() -> None:
-    planned = trace(config(), SHAPE)
+    planned = trace_step(config(), SHAPE)
     single, ddp = planned.peak("single"), planned.peak("ddp", 5)
     assert planned.alone.total <= planned.shared.total + planned.trained
     assert ddp.grouped["gradients"] == planned.trained and ddp.total >= single.total
@@ -150,7 +150,7 @@ def test_gradients_are_counted_where_the_strategy_holds_them() -> None:
 
 def test_everything_that_saves_memory_saves_memory() -> None:
     def peak(*overrides: str, shape: Shape = SHAPE) -> int:
-        return trace(config(*overrides), shape).peak("ddp", 2).total
+        return trace_step(config(*overrides), shape).peak("ddp", 2).total
 
     plain = peak()
     assert peak(*CHECKPOINTING) < peak(*CHECKPOINTING[:2]) < peak(CHECKPOINTING[0]) < plain
@@ -170,7 +170,7 @@ def test_everything_that_saves_memory_saves_memory() -> None:
     ids=lambda overrides: overrides[0],
 )
 def test_every_configuration_can_be_traced(overrides: tuple[str, ...]) -> None:
-    assert trace(config(*overrides), SHAPE).peak("ddp").total > trace(config(*CHECKPOINTING), SHAPE).weights
+    assert trace_step(config(*overrides), SHAPE).peak("ddp").total > trace_step(config(*CHECKPOINTING), SHAPE).weights
 
 
 def test_attention_saves_bf16_and_the_rows_sums_as_on_cuda() -> None:
@@ -192,7 +192,7 @@ def test_attention_saves_bf16_and_the_rows_sums_as_on_cuda() -> None:
 
 
 def test_nothing_is_left_replaced() -> None:
-    trace(config(), SHAPE)
+    trace_step(config(), SHAPE)
     assert Attention(4, 1).kernel is nn.functional.scaled_dot_product_attention
 
 
@@ -200,7 +200,7 @@ def test_measuring_without_a_gpu_says_so() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(InputError, match="no GPU"):
-        step.measure(config(), SHAPE, "single")
+        step.measure_step(config(), SHAPE, "single")
 
 
 @pytest.mark.gpu
@@ -209,6 +209,6 @@ def test_measuring_without_a_gpu_says_so() -> None:
 def test_plan_is_what_a_gpu_takes(way: str, strategy: str) -> None:
     shape = Shape(views=4, batch=1, width=448, height=252)
     model = config(*WAYS[way], model="mapanything_v1")
-    planned: Trace = trace(model, shape)
-    measured = step.measure(model, shape, strategy)
+    planned: Trace = trace_step(model, shape)
+    measured = step.measure_step(model, shape, strategy)
     assert planned.peak(strategy, 1).total == pytest.approx(measured.tensors, rel=0.1)

@@ -43,6 +43,7 @@ class Layout:
 
     @property
     def processes_here(self) -> int:
+        """The number of processes on each node."""
         return self.world_size // self.nodes
 
 
@@ -167,6 +168,7 @@ class Process:
         return values[0]
 
     def barrier(self) -> None:
+        """Waits for all ranks; a collective call."""
         if self.control is not None:
             dist.barrier(group=self.control)
 

@@ -166,6 +166,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def append_log(folder: Path, entry: Mapping[str, Any]) -> None:
+    """Adds a line to log.txt."""
     with (folder / LOG).open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
 
@@ -185,6 +186,7 @@ def write_status(folder: Path, **values: Any) -> None:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
+    """The entries of status.json; none where it can't be read."""
     try:
         status = read_json(folder / STATUS)
     except (OSError, ValueError):
@@ -218,6 +220,7 @@ class Curves:
         attempt(open_it, "TensorBoard")
 
     def scalars(self, group: str, values: Mapping[str, float], epoch: float) -> None:
+        """Adds a point to the curve `group`/name of each value."""
         writer = self._writer
         if writer is None:
             return
@@ -229,7 +232,7 @@ class Curves:
         attempt(add, "TensorBoard")
 
     def image(self, name: str, pixels: Any, epoch: float) -> None:
-        """pixels: (H, W, 3) uint8."""
+        """Adds a picture; pixels (H, W, 3) uint8."""
         writer = self._writer
         if writer is not None:
             attempt(lambda: writer.add_image(name, pixels, round(1000 * epoch), dataformats="HWC"), "TensorBoard")

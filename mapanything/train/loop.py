@@ -351,6 +351,7 @@ class Trainer:
 
 
 def out_of_memory(batch: int, views: int, error: BaseException) -> TrainingError:
+    """The error that says what to set for less memory."""
     return TrainingError(
         f"out of GPU memory with {batch} × {views} views ({str(error).split('.')[0]}): lower "
         "train_params.max_num_of_imgs_per_gpu or dataset.num_views, or set model.encoder.gradient_checkpointing=true "

@@ -28,6 +28,7 @@ class Sums:
     flops: float = 0.0
 
     def means(self) -> dict[str, float]:
+        """The terms' means over scenes."""
         return {name: value / max(self.scenes, 1.0) for name, value in self.terms.items()}
 
     def forget_shares(self) -> None:
@@ -70,10 +71,12 @@ class Meter:
         self._norms: list[Tensor] = []
 
     def add_batch(self, loss: Tensor, terms: dict[str, Tensor], scenes: int, views: int, what: str) -> None:
+        """Notes a batch of so many scenes with so many views each; `what` names it in messages."""
         values = torch.stack([loss.detach(), *terms.values()])
         self._entries.append(_Entry(values, ("loss", *terms), scenes, views, what))
 
     def add_step(self, gradient_norm: Tensor, seconds: float, waited: float, flops: float) -> None:
+        """Notes a step: its gradient's norm, its time, the part of it that was spent waiting for data, and its FLOPs."""
         self._norms.append(gradient_norm)
         self.sums.steps += 1
         self.sums.seconds += seconds

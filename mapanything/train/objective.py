@@ -90,7 +90,7 @@ def _load_teacher(config: DictConfig) -> MapAnything:
 
 
 def uses_bf16(amp: str | None, device_type: str) -> bool:
-    """Whether `train_params.amp` means bf16 on a device: where it says nothing, on a GPU."""
+    """Tells whether `train_params.amp` means bf16 on a device: where it says nothing, on a GPU."""
     return amp == "bf16" or (amp is None and device_type == "cuda")
 
 

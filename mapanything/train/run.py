@@ -255,6 +255,7 @@ class Run:
         self._written(lambda: write(self.folder / name, content))
 
     def save_picture(self, pixels: np.ndarray, name: str) -> None:
+        """Writes pixels (H, W, 3) uint8 as a PNG into the run's pictures."""
         from PIL import Image
 
         folder = self.folder / "pictures"

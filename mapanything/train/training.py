@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m mapanything.train.training",
         description=(__doc__ or "").split("\n\n")[0],

@@ -61,10 +61,12 @@ class Failure:
     reason: str
 
     def encode(self) -> str:
+        """Text for the run's store."""
         return f"{self.code} {self.reason}"
 
     @classmethod
     def decode(cls, data: bytes) -> Failure:
+        """The failure of such a text."""
         code, _, reason = data.decode().partition(" ")
         return cls(int(code), reason)
 
@@ -87,6 +89,7 @@ class Watch:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
+        """Starts to watch; a collective call."""
         if self._process.control is None:
             return
         here = (socket.gethostname(), os.readlink("/proc/self/ns/pid") if os.path.exists("/proc/self/ns/pid") else "")
@@ -97,6 +100,7 @@ class Watch:
         self._thread.start()
 
     def alive(self) -> None:
+        """Notes that training goes on."""
         self._alive = time.monotonic()
 
     def finish(self) -> None:

@@ -1,4 +1,4 @@
-"""What the synthetic data set's files say, and their bytes: as CARLA, open3d, libpng and PyYAML wrote the real ones."""
+"""The content of the synthetic data set's files, and their bytes: as CARLA, open3d, libpng and PyYAML wrote real ones."""
 
 from __future__ import annotations
 

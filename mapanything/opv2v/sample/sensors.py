@@ -1,4 +1,4 @@
-"""What a vehicle's sensors see of the synthetic street: its LiDAR's sweep, and its cameras' images and depth."""
+"""A vehicle's sensors in the synthetic street: its LiDAR's sweep, and its cameras' images and depth."""
 
 from __future__ import annotations
 
@@ -282,7 +282,7 @@ def _stripes(value: Floats, period: float, half: float, blur: Floats) -> Floats:
 def _road(
     street: Street, textures: tex.Textures, u: Floats, v: Floats, texel: Floats
 ) -> tuple[NDArray[np.bool_], Floats, NDArray[np.bool_], Floats]:
-    """What is painted on the ground at street coordinates (u, v).
+    """The ground at street coordinates (u, v): asphalt or not, and what is painted on it.
 
     Returns:
         whether it is road; how much of the paint's colour to add (0..1); whether that is yellow; how dark it is.

@@ -18,7 +18,7 @@ _WHEEL_FACES = (*((i, (i + 1) % 8, 8 + (i + 1) % 8, 8 + i) for i in range(8)), r
 
 
 class Look(NamedTuple):
-    """How a face looks: its texture, the colour that multiplies it, and whether it is stretched over the whole face."""
+    """The look of a face: its texture, the colour that multiplies it, and whether it is stretched over the whole face."""
 
     material: int
     tint: Sequence[float] = (1.0, 1.0, 1.0)

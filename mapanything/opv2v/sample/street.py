@@ -57,7 +57,7 @@ def around(a: float, b: float | None = None) -> Rect:
 
 
 class Shadow(NamedTuple):
-    """What throws a shadow on the ground: an upright box; all in the street frame, metres, heading in radians."""
+    """An upright box that throws a shadow on the ground; all in the street frame, metres, heading in radians."""
 
     x: float
     y: float

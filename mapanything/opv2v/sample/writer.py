@@ -6,7 +6,6 @@ processes share the work: every random number belongs to (seed, split, scenario,
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from mapanything.arrays import npy_bytes
 from mapanything.errors import InputError
 from mapanything.files import read_json, write_atomic
 from mapanything.geometry import carla
@@ -42,7 +42,7 @@ _TAKEN_NAMES = {"2021_09_09_13_20_58", "2021_08_20_21_10_24", "2021_08_18_09_02_
 
 @dataclass(frozen=True, slots=True)
 class SampleOptions:
-    """What to generate: `scenarios` of every split (or one number for each), `agents` and `frames` per scenario,
+    """The data set to generate: `scenarios` of every split (or one number for each), `agents` and `frames` per scenario,
     `lidar_points` rays per sweep."""
 
     seed: int = 0
@@ -79,7 +79,7 @@ class SampleOptions:
             raise InputError(f"scenarios: {given}; give one number, or one for each of {','.join(self.splits)}")
 
     def scenarios_of_splits(self) -> tuple[int, ...]:
-        """How many scenarios each of `splits` gets."""
+        """The number of scenarios of each of `splits`."""
         return (self.scenarios,) * len(self.splits) if isinstance(self.scenarios, int) else self.scenarios
 
 
@@ -157,9 +157,7 @@ def write_frame(output: Path, options: SampleOptions, scenario: Scenario, index:
             image, depth = render(street, others, shadows, cameras[k], rays, textures(options.seed))
             write_atomic(paths.image(k), encode_png(image), durable=False)
             if options.depth:
-                buffer = io.BytesIO()
-                np.save(buffer, depth, allow_pickle=False)
-                write_atomic(depth_layout.path(key, k), buffer.getvalue(), durable=False)
+                write_atomic(depth_layout.path(key, k), npy_bytes(depth), durable=False)
 
 
 def write_sample(output: Path, options: SampleOptions, jobs: int = 1, overwrite: bool = False, progress: bool = False) -> int:

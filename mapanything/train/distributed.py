@@ -6,11 +6,13 @@ processes are started by torch's elastic launcher (launch.py) or by torchrun.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -222,12 +224,11 @@ def wrap(module: nn.Module, layout: Layout, process: Process) -> nn.Module:
     if process.control is None:
         return module
     if layout.strategy == "ddp":
-        return DistributedDataParallel(
-            module,
-            static_graph=True,
-            gradient_as_bucket_view=True,
-            forward_sync_buffers=False,  # they never change
-        )
+        parallel = partial(DistributedDataParallel, module, static_graph=True, gradient_as_bucket_view=True)
+        # Buffers never change. torch before 2.13 calls this option by another name.
+        if "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters:
+            return parallel(forward_sync_buffers=False)
+        return parallel(broadcast_buffers=False)
     for block in [part for part in module.modules() if isinstance(part, Block)]:
         fully_shard(block)
     fully_shard(module)

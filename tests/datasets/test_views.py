@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mapanything.datasets import views
 from mapanything.datasets.views import (
     IMAGE_MEAN,
     IMAGE_STD,
@@ -58,7 +59,10 @@ def test_a_point_in_the_framed_image_lies_where_the_framed_matrix_says(target, e
         assert np.abs(np.array(centre) - expected).max() < 0.1
 
 
-def test_lanczos_is_pillows():
+@pytest.mark.parametrize("in_torch", [True, False])
+def test_lanczos_is_pillows(monkeypatch, in_torch):
+    if not in_torch:  # as on torch before 2.13
+        monkeypatch.setattr(views, "torch_has_lanczos", lambda: False)
     image = np.random.default_rng(0).integers(0, 256, (600, 800, 3), dtype=np.uint8)
     framing = Framing.cover((800, 600), (518, 392), K)
     ours = framing.image(image).permute(1, 2, 0).numpy().astype(int)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mapanything.errors import InputError
-from mapanything.train import checkpoints, training
+from mapanything.train import checkpoints, distributed, training
 from mapanything.train.distributed import lay_out
 from tests.helpers.process_table import children, is_running, variables
 from tests.helpers.training_runs import finish, log_of, run, same, settings, start, weights
@@ -31,6 +31,28 @@ DEFAULTS = {
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("option", ["forward_sync_buffers", "broadcast_buffers"])
+def test_buffers_stay_as_they_are_on_every_torch(monkeypatch, option):
+    """torch 2.13 renamed the option; its DDP is asked which one it takes."""
+    given = {}
+
+    class Stand(torch.nn.Module):
+        if option == "forward_sync_buffers":
+
+            def __init__(self, module, static_graph, gradient_as_bucket_view, forward_sync_buffers=None):
+                given["forward_sync_buffers"] = forward_sync_buffers
+        else:
+
+            def __init__(self, module, static_graph, gradient_as_bucket_view, broadcast_buffers=True):
+                given["broadcast_buffers"] = broadcast_buffers
+
+    monkeypatch.setattr(distributed, "DistributedDataParallel", Stand)
+    process = distributed.Process(0, 0, 2, torch.device("cpu"), control=object())
+    distributed.wrap(torch.nn.Linear(1, 1), lay_out(DEFAULTS | {"device": "cpu"}), process)
+    assert given == {option: False}
+
 
 # The plan
 

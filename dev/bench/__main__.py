@@ -129,31 +129,35 @@ def print_figures(figures: list[Figure], facts: dict[str, str]) -> list[dict[str
 
 
 def bench_model(rounds: int) -> list[dict[str, Any]]:
-    """Prints the network's tables; their rows."""
+    """Prints the network's table, of the card where there is one, else of the CPU; its rows."""
     import torch
 
     from dev.bench import model as suite
 
     print(", ".join(f"{key} {value}" for key, value in machine().items()))
+    rows: list[dict[str, Any]] = []
+    if torch.cuda.is_available():
+        print("the CPU's cases are not measured beside a card: CUDA_VISIBLE_DEVICES= ./invoke bench model")
+        print(
+            f"{'v1.1 at 518x518, bf16, infer':38}{'passes/s':>9}{'published':>10}{'ratio':>7}{'peak':>11}{'MFU':>7}  attention"
+        )
+        for row in suite.measure_gpu(max(3, rounds)):
+            ratio = row.passes_per_s / row.published
+            mfu = "unknown" if row.mfu is None else f"{row.mfu:.0%}"
+            speed = f"{row.passes_per_s:37.3f}{row.published:10.3f}{ratio:7.2f}"
+            print(f"{row.num_views:4} views{speed}{row.peak_gb:8.1f} GB{mfu:>7}  {row.kernel}")
+            rows.append(asdict(row) | {"ratio": ratio})
+        return rows
     print("seconds are processor time per thread; the reference does upstream's extra work (see model.py); 'upstream' is")
     print("upstream itself on 2 cores of an EPYC with AVX512-BF16, not in this run")
     print(f"{'518x392':38}{'ours':>9}{'reference':>10}{'ratio':>20}{'upstream':>10}{'memory':>11}{'upstream':>10}")
-    rows: list[dict[str, Any]] = []
     for case, measured in suite.measure_cpu(rounds):
         ratio = measured.reference_s / measured.cpu_s
-        shown = with_spread(ratio, measured.spread)
-        times = f"{measured.cpu_s:7.1f} s{measured.reference_s:8.1f} s{shown:>20}{case.upstream_s:8.1f} s"
-        print(f"{case.name:38}{times}{measured.peak_gib:7.1f} GiB{case.upstream_gib:6.1f} GiB", flush=True)
+        times = f"{measured.cpu_s:7.1f} s{measured.reference_s:8.1f} s{with_spread(ratio, measured.spread):>20}"
+        memory = f"{measured.peak_gib:7.1f} GiB{case.upstream_gib:6.1f} GiB"
+        print(f"{case.name:38}{times}{case.upstream_s:8.1f} s{memory}", flush=True)
         rows.append(asdict(case) | asdict(measured) | {"ratio": ratio})
-    if not torch.cuda.is_available():
-        print("no GPU here: its rates were not measured")
-        return rows
-    print(f"{'v1.1 at 518x518, bf16, infer':38}{'passes/s':>9}{'published':>10}{'ratio':>7}{'peak':>11}{'MFU':>7}")
-    for row in suite.measure_gpu(max(3, rounds)):
-        ratio = row.passes_per_s / row.published
-        mfu = "unknown" if row.mfu is None else f"{row.mfu:.0%}"
-        print(f"{row.num_views:4} views{row.passes_per_s:37.3f}{row.published:10.3f}{ratio:7.2f}{row.peak_gb:8.1f} GB{mfu:>7}")
-        rows.append(asdict(row) | {"ratio": ratio})
+    print("no GPU here: its rates were not measured")
     return rows
 
 

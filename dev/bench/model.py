@@ -19,19 +19,24 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from dev.bench.timing import spread_of
 from mapanything.errors import InputError
 from mapanything.models.config import architectures
 from mapanything.models.mapanything import MapAnything
+from mapanything.train.throughput import peak
 
 SIZE = (392, 518)  # height, width
 GPU_SIZE = (518, 518)
 GPU_VIEWS = (2, 4, 8, 16, 24, 50, 100)
 PASSES_PER_S = {2: 25, 4: 15.2, 8: 7.4, 16: 3.3, 24: 1.97, 50: 0.69, 100: 0.228}  # published for V1.1
-# Dense bf16 rates with float32 accumulation, TFLOP/s, from the vendor's data sheets.
-PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "4090": 165, "3090": 71}
+KERNELS = {  # of attention, by the operator that calls it
+    "aten::_cudnn_attention_forward": "cuDNN",
+    "aten::_flash_attention_forward": "flash",
+    "aten::_efficient_attention_forward": "memory-efficient",
+}
 
 
 @dataclass(frozen=True)
@@ -121,9 +126,10 @@ def run_case(case: Case, repeats: int) -> Measured:
 
     def reference() -> None:
         with torch.inference_mode():
-            for view in views:
-                model.ray_dirs_encoder(torch.zeros_like(view["img"]))
-                model.depth_encoder(torch.zeros_like(view["img"][:, :1]))
+            zeros = torch.zeros(1, 3, *SIZE, device=device)
+            for _ in views:
+                model.ray_dirs_encoder(zeros)
+                model.depth_encoder(zeros[:, :1])
         call("fp16" if case.call == "infer" else case.precision)
 
     model.infer(views_of(1, (28, 28), device))
@@ -165,6 +171,9 @@ def main(number: int, repeats: int) -> None:
 class GpuRow:
     """v1.1's `forward` in bf16 on a card."""
 
+    card: str
+    torch: str
+    kernel: str
     num_views: int
     passes_per_s: float
     peak_gb: float
@@ -173,16 +182,15 @@ class GpuRow:
 
 
 def measure_gpu(repeats: int) -> list[GpuRow]:
-    """Passes a second of v1.1 with heads in chunks, as many views as fit."""
+    """Passes a second of v1.1 as `infer` runs it, up to as many views as fit."""
     device = torch.device("cuda")
-    model = random_network("mapanything", device)
-    card = torch.cuda.get_device_name()
-    peak = next((rate for name, rate in PEAK_TFLOPS.items() if name in card), None)
+    model = random_network("mapanything", device).keep_bf16()
+    flops = peak(device)
     rows = []
     for num_views in GPU_VIEWS:
         views = views_of(num_views, GPU_SIZE, device)
         try:
-            with FlopCounterMode(display=False) as counter:
+            with FlopCounterMode(display=False) as counter, profile(activities=[ProfilerActivity.CPU]) as profiler:
                 model.predict(views, apply_mask=False)
             torch.cuda.reset_peak_memory_stats()
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -194,6 +202,10 @@ def measure_gpu(repeats: int) -> list[GpuRow]:
         except torch.OutOfMemoryError:
             break
         seconds = start.elapsed_time(end) / 1000 / repeats
-        mfu = counter.get_total_flops() / seconds / (peak * 1e12) if peak else None
-        rows.append(GpuRow(num_views, 1 / seconds, torch.cuda.max_memory_allocated() / 1e9, mfu, PASSES_PER_S[num_views]))
+        mfu = counter.get_total_flops() / seconds / flops if flops else None
+        called = {event.key for event in profiler.key_averages()}
+        kernel = next((kernel for operator, kernel in KERNELS.items() if operator in called), "plain")
+        of_card = torch.cuda.get_device_name(), torch.__version__, kernel
+        peak_gb = torch.cuda.max_memory_allocated() / 1e9
+        rows.append(GpuRow(*of_card, num_views, 1 / seconds, peak_gb, mfu, PASSES_PER_S[num_views]))
     return rows

@@ -60,6 +60,16 @@ def test_model_suite_reports_time_and_memory(monkeypatch: pytest.MonkeyPatch, tm
     assert row["spread"][0] <= row["spread"][1]
 
 
+def test_beside_a_card_the_model_suite_measures_the_card_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    row = bench_model.GpuRow("NVIDIA H100", "2.11.0+cu130", "cuDNN", 2, 40.0, 3.7, 0.3, 25.0)
+    monkeypatch.setattr(bench_model, "measure_gpu", lambda repeats: [row])
+    monkeypatch.setattr(bench_model, "measure_cpu", lambda repeats: pytest.fail("minutes of CPU cases"))
+    monkeypatch.setattr(bench, "machine", dict)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    [told] = figures(monkeypatch, tmp_path, "model")["figures"]
+    assert (told["card"], told["torch"], told["kernel"], told["ratio"]) == ("NVIDIA H100", "2.11.0+cu130", "cuDNN", 1.6)
+
+
 def test_slower_than_the_goal_is_said_and_no_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     turns = iter([0.0, 10.0, 10.0, 19.0, 100.0, 110.0, 110.0, 112.0])  # seconds: ours 10 and 10, the reference's 9 and 2
     monkeypatch.setattr(timing.time, "perf_counter", lambda: next(turns))

@@ -25,9 +25,6 @@ USES: dict[str, tuple[str, ...]] = {
     "depth": ("pts3d_cam", "valid_mask"),
 }
 IMAGES = frozenset({"images"})
-# Views that the dense head takes at a time. Fixed, because the network's own choice follows the free memory and the last
-# bits of a result follow the choice: two runs would differ.
-VIEWS_AT_ONCE = {"cpu": 1, "cuda": 4}
 
 
 def parse_inputs(names: str | Iterable[str]) -> frozenset[str]:
@@ -87,8 +84,9 @@ def predict_scene(
     Args:
         options: `MapAnything.predict`'s, such as use_amp and amp_dtype.
     """
-    device = next(model.parameters()).device
-    options = {"minibatch_size": VIEWS_AT_ONCE.get(device.type, 1)} | options
+    # How many views the dense head takes at a time must not follow the free memory: the last bits of a result follow it.
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    options = {"minibatch_size": 1 if on_cpu else None, "memory_efficient_inference": on_cpu} | options
     return model.predict(scene_views(sample, inputs, vehicle_id=model.vehicle_id is not None), **options)
 
 

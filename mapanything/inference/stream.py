@@ -71,6 +71,8 @@ def infer_here(job: InferenceJob, keys: Sequence[SceneKey], device: str, report:
     if not keys:
         return
     model = MapAnything.from_pretrained(job.checkpoint, device=device)
+    if job.amp_dtype == "bf16":
+        model.keep_bf16()
     depth = depth_layout(job.depth_root)
     inputs, size = job.settings.inputs, job.settings.resolution
     need_depth = "depth" in inputs

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mapanything.models.config import PATCH, EncoderConfig
-from mapanything.models.layers import Block, LayerNorm, run
+from mapanything.models.layers import Block, LayerNorm, fp32, run
 
 
 class PatchEmbed(nn.Module):
@@ -56,11 +56,12 @@ class DinoV2(nn.Module):
         """
         if (h, w) == (self.grid, self.grid):
             return self.pos_embed
-        first, grid = self.pos_embed[:, :1], self.pos_embed[:, 1:].float()
-        grid = grid.view(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
-        factor = ((h + 0.1) / self.grid, (w + 0.1) / self.grid)
-        grid = F.interpolate(grid, scale_factor=factor, mode="bicubic", align_corners=False, antialias=False)
-        return torch.cat([first, grid.flatten(2).transpose(1, 2).to(first.dtype)], 1)
+        first, grid = self.pos_embed[:, :1], self.pos_embed[0, 1:]
+        with fp32(grid.device):
+            rows, columns = (resizing(self.grid, size, grid.device) for size in (h, w))
+            grid = (rows @ grid.float().view(self.grid, -1)).view(h, self.grid, -1)
+            grid = (columns @ grid).flatten(0, 1)[None]
+        return torch.cat([first, grid.to(first.dtype)], 1)
 
     def forward(self, images: Tensor) -> Tensor:
         h, w = images.shape[-2] // PATCH, images.shape[-1] // PATCH
@@ -69,6 +70,16 @@ class DinoV2(nn.Module):
         for block in self.blocks:
             x = run(block, x, checkpointing=self.checkpointing)
         return self.norm(x)
+
+
+def resizing(grid: int, size: int, device: torch.device) -> Tensor:
+    """The matrix (size, grid) of a bicubic resize along one axis, by the factor (size + 0.1) / grid.
+
+    As a product with two such matrices, a resize has a fast and repeatable backward pass; that of CUDA's own has neither.
+    """
+    unit = torch.eye(grid, device=device)[None, :, :, None]  # (1, channel, place, 1)
+    factor = ((size + 0.1) / grid, 1.0)
+    return F.interpolate(unit, scale_factor=factor, mode="bicubic", align_corners=False, antialias=False)[0, :, :, 0].T
 
 
 class ImageEncoder(nn.Module):

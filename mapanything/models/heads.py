@@ -12,9 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mapanything.errors import InputError
 from mapanything.models.config import PATCH
 
 NUM_DENSE = 6  # ray x, y, z, depth, confidence, mask
+PIXELS_AT_ONCE = 1_200_000  # of the images that the dense head takes at a time: 4 of 518×518, 8 of 448×252
+INT_MAX = 2**31 - 1  # many of CUDA's operators count a tensor's values in 32 bits
 
 
 class ResidualUnit(nn.Module):
@@ -43,7 +46,8 @@ class FusionBlock(nn.Module):
             assert finer is not None
             x = x + self.resConfUnit1(finer)
         x = self.resConfUnit2(x)
-        return self.out_conv(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True))
+        # The reference doubles first. Both are linear and the doubling's weights add up to 1: a quarter of the work.
+        return F.interpolate(self.out_conv(x), scale_factor=2, mode="bilinear", align_corners=True)
 
 
 class Scratch(nn.Module):
@@ -169,13 +173,30 @@ def dense_bytes_per_view(height: int, width: int, dim: int) -> int:
     return 4 * max(3 * dim * pixels * 64 // 196, 3 * (dim // 2) * pixels) * 5 // 4
 
 
-def rows_that_fit(num_rows: int, bytes_per_row: int, device: torch.device) -> int:
-    """The number of views that the dense head takes at once: as many as 80 % of a GPU's free memory hold, one at least.
+def rows_at_once(height: int, width: int, dim: int, free_bytes: int | None = None) -> int:
+    """The number of views that the dense head takes at a time, the same however many there are.
 
-    Free is what the driver has left and what torch has cached. On a CPU one at a time is as fast as many.
+    So memory does not grow with the views, and no map gets more values than CUDA's operators can count.
+
+    Args:
+        dim: the head's width.
+        free_bytes: fewer views where these do not hold as many; one at least.
+
+    Raises:
+        InputError: one image is larger than torch's operators can count.
     """
+    values = max(dim * height * width * 64 // 196, dim // 2 * height * width)  # of the largest map, for one view
+    if values >= INT_MAX:
+        raise InputError(f"images of {width}×{height} pixels are too large for the dense head; make them smaller")
+    rows = min(PIXELS_AT_ONCE // (height * width), (INT_MAX - 1) // values)
+    if free_bytes is not None:
+        rows = min(rows, int(0.8 * free_bytes) // dense_bytes_per_view(height, width, dim))
+    return max(1, rows)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory of a GPU that the driver has left or torch has cached; None for a CPU."""
     if device.type != "cuda":
-        return 1
+        return None
     free, _ = torch.cuda.mem_get_info(device)
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return max(1, min(num_rows, int(0.8 * free) // bytes_per_row))
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

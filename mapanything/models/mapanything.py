@@ -25,11 +25,11 @@ from mapanything.models.heads import (
     PoseHead,
     ScaleHead,
     as_map,
-    dense_bytes_per_view,
-    rows_that_fit,
+    free_bytes,
+    rows_at_once,
 )
 from mapanything.models.inputs import check_views, prepare, stack_images
-from mapanything.models.layers import LayerNorm, fast_kernels, fp32, run
+from mapanything.models.layers import LayerNorm, fast_kernels, fp32, keep_bf16, run
 from mapanything.models.multiview import MultiViewTransformer
 from mapanything.models.multiview_confidence import confidence
 from mapanything.models.outputs import Outputs, assemble, pose_matrices
@@ -102,12 +102,12 @@ class MapAnything(GeometricFeatures):
         return self.stacked(views).views()
 
     def stacked(
-        self, views: Sequence[Mapping[str, Any]], rows_at_once: int | None = None, config: ModelConfig | None = None
+        self, views: Sequence[Mapping[str, Any]], num_rows: int | None = None, config: ModelConfig | None = None
     ) -> Outputs:
         """As `forward`, with the views stacked.
 
         Args:
-            rows_at_once: how many views the dense head takes at a time; None: all.
+            num_rows: how many views the dense head takes at a time; None: see `heads.rows_at_once`.
             config: whose geometric_inputs to go by; None: the network's own.
         """
         config = config or self.config
@@ -131,18 +131,22 @@ class MapAnything(GeometricFeatures):
         )
         with fp32(images.device):
             maps = [as_map(x, h, w) for x in (fused.flatten(0, 1), *features)]
-            dense = self._dense(maps, rows_at_once)
+            dense = self._dense(maps, num_rows or rows_at_once(height, width, self.config.heads.dpt_dim))
             trans, quats = self.pose_head(maps[-1])
             return assemble(dense, trans, quats, self.scale_head(scale.float()), v)
 
-    def _dense(self, maps: list[Tensor], rows_at_once: int | None) -> Tensor:
-        """The dense head over (B·V, C, h, w), `rows_at_once` views at a time."""
+    def _dense(self, maps: list[Tensor], num_rows: int) -> Tensor:
+        """The dense head over (B·V, C, h, w), `num_rows` views at a time."""
         checkpointing = self.config.heads.gradient_checkpointing and torch.is_grad_enabled()
-        if checkpointing:
-            rows_at_once = rows_at_once or 1  # else the memory that is saved would be needed again for all at once
-        parts = zip(*(x.split(rows_at_once or len(x)) for x in maps), strict=True)
+        num_rows = 1 if checkpointing else num_rows  # what checkpointing saves is needed again, for as many as a part has
+        parts = zip(*(x.split(num_rows) for x in maps), strict=True)
         dense = [run(lambda *x: self.dense_head(x), *part, checkpointing=checkpointing) for part in parts]
         return dense[0] if len(dense) == 1 else torch.cat(dense)
+
+    def keep_bf16(self) -> Self:
+        """Makes this network one for inference in bf16 alone: same results, a quarter less memory, faster with few views."""
+        keep_bf16(self.encoder, self.info_sharing)
+        return self
 
     def infer(
         self, views: Sequence[Mapping[str, Any]], *, keep_unmasked: bool = False, **options: Any
@@ -177,7 +181,8 @@ class MapAnything(GeometricFeatures):
                 ray_directions (B, H, W, 3), depth_z (B, H, W[, 1]), camera_poses ((B, 4, 4) or quaternions and
                 translations), is_metric_scale (bool or (B,)), agent_id (B,). What is given is used, unless ignored.
             memory_efficient_inference: the dense head takes no more views at once than memory is free for.
-            minibatch_size: how many it takes then; None: from the free memory.
+            minibatch_size: how many it takes then; None: as `heads.rows_at_once` says, fewer where memory is short, and
+                one on a CPU, where it is as fast as many.
             use_amp, amp_dtype: bf16, fp16 or fp32 for encoder and transformer; the heads compute in float32.
             align_to_inputs: the result is moved, turned and scaled as a whole to fit the given poses.
             **options: `postprocess.Options`.
@@ -192,6 +197,10 @@ class MapAnything(GeometricFeatures):
             raise InputError(f"amp_dtype={amp_dtype!r}; give one of {', '.join(AMP_DTYPES)}")
         if minibatch_size is not None and minibatch_size < 1:
             raise InputError(f"minibatch_size={minibatch_size}; give a number of views from 1 up, or None")
+        dtype = AMP_DTYPES[amp_dtype] if use_amp else torch.float32
+        kept = self.encoder.model.patch_embed.proj.weight.dtype
+        if kept != torch.float32 and kept != dtype:
+            raise InputError("these weights were turned into bf16 (keep_bf16): give amp_dtype=bf16, or load them again")
         check_views(views)
         device = self.scale_token.device
         prepared = prepare(views, device)
@@ -206,8 +215,8 @@ class MapAnything(GeometricFeatures):
             depth_scale_norm_all_prob=float(ignore_depth_scale_inputs),
             pose_scale_norm_all_prob=float(ignore_pose_scale_inputs),
         )
-        dtype = AMP_DTYPES[amp_dtype] if use_amp else torch.float32
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32), fast_kernels(device):
+        exact = dtype == torch.float32
+        with torch.autocast(device.type, dtype, enabled=not exact), fast_kernels(device, exact):
             outputs = self.stacked(
                 prepared,
                 self._rows_at_once(views, minibatch_size) if memory_efficient_inference else None,
@@ -220,11 +229,11 @@ class MapAnything(GeometricFeatures):
         return prediction
 
     def _rows_at_once(self, views: Sequence[Mapping[str, Any]], minibatch_size: int | None) -> int:
-        batch, _, height, width = views[0]["img"].shape
         if minibatch_size is not None:
             return minibatch_size
-        need = dense_bytes_per_view(height, width, self.config.heads.dpt_dim)
-        return rows_that_fit(batch * len(views), need, self.scale_token.device)
+        free = free_bytes(self.scale_token.device)
+        height, width = views[0]["img"].shape[2:]
+        return 1 if free is None else rows_at_once(height, width, self.config.heads.dpt_dim, free)
 
     @staticmethod
     def _aligned(prediction: Prediction, prepared: Sequence[dict[str, Any]]) -> Prediction:

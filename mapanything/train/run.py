@@ -155,7 +155,9 @@ class Run:
 
     def _set_backends(self) -> None:
         deterministic = self.params.deterministic
-        torch.backends.cudnn.benchmark = not deterministic
+        # No cudnn.benchmark: it makes no step faster that we measured, but tries every algorithm at every new number of views
+        # (docs/benchmarks.md: up to 23 s, and 47 GB of workspaces where a step needs 18).
+        torch.backends.cudnn.allow_tf32 = self.params.amp != "fp32"  # float32 that was asked for is float32
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(deterministic, warn_only=True)

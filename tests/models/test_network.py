@@ -7,12 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from mapanything.errors import InputError
+from mapanything.models import heads
 from mapanything.models.config import ModelConfig
-from mapanything.models.heads import DPTFeatures, DPTRegressor, dense_bytes_per_view, rows_that_fit
-from mapanything.models.layers import Block, compile_blocks
+from mapanything.models.encoder import DinoV2
+from mapanything.models.heads import DPTFeatures, DPTRegressor, dense_bytes_per_view, rows_at_once
+from mapanything.models.layers import Activated, Block, activated, compile_blocks, scaled
 from mapanything.models.mapanything import MapAnything
 from tests.helpers.networks import TINY, V1, V1_1
 
@@ -21,6 +25,9 @@ UPSTREAM_TFLOP = {
     "v1.1": {1: 2.989039, 2: 6.083337, 4: 12.589073, 8: 26.869101, 12: 42.840539, 20: 79.857641},
     "v1": {1: 1.534207, 2: 3.147373, 4: 6.611102, 8: 14.488144, 12: 23.631298, 20: 45.715939},
 }
+# A view's share of what is saved by the 1×1 convolutions coming before the doublings; the position embedding's resize, once.
+DOUBLING_TFLOP = 0.75 * 2 * 256**2 * (28 * 38 + 56 * 74 + 112 * 148 + 224 * 296) / 1e12
+RESIZE_TFLOP = {"v1.1": 4 * 28 * 37 * 37 * 1536 / 1e12, "v1": 4 * 28 * 37 * 37 * 1024 / 1e12}
 SKIPPED_TFLOP = {"v1.1": 0.065911 + 0.061613, "v1": 0.064825 + 0.060526}
 AUGMENTED = {
     "overall_prob": 0.9,
@@ -109,7 +116,7 @@ def test_work_is_upstreams_without_the_encoders_that_have_nothing_to_encode(name
     for num_views, upstream in UPSTREAM_TFLOP[name].items():
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(images(num_views, height=392, width=518, device="meta"))
-        expected = upstream - num_views * SKIPPED_TFLOP[name]
+        expected = upstream - num_views * (SKIPPED_TFLOP[name] + DOUBLING_TFLOP) + RESIZE_TFLOP[name]
         assert counter.get_total_flops() / 1e12 == pytest.approx(expected, rel=1e-4)
 
 
@@ -174,7 +181,7 @@ def test_checkpointing_and_chunks_change_no_value():
         torch.manual_seed(1)
         whole = model.stacked(views)
         torch.manual_seed(1)
-        parts = model.stacked(views, rows_at_once=3)
+        parts = model.stacked(views, num_rows=3)
     assert torch.allclose(whole.pts3d, parts.pts3d, rtol=1e-4, atol=1e-5)
 
 
@@ -238,6 +245,64 @@ def test_precision_is_what_was_asked_for(dtype: torch.dtype, name: str):
     assert outputs[0]["pts3d"].dtype == torch.float32
 
 
+@pytest.mark.parametrize("gated", [True, False])
+def test_activation_that_is_computed_again_has_the_same_value_and_gradient(gated: bool):
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(4, 5).double()
+    hidden = torch.randn(2, 3, 8 if gated else 4, dtype=torch.double, requires_grad=True)
+    scale = torch.rand(5, dtype=torch.double, requires_grad=True)
+    plain = F.silu(hidden[..., :4]) * hidden[..., 4:] if gated else F.gelu(hidden)
+    torch.testing.assert_close(activated(hidden, linear, scale, gated), linear(plain) * scale)
+    assert torch.autograd.gradcheck(lambda h, s: activated(h, linear, s, gated), (hidden, scale))
+    assert torch.autograd.gradcheck(lambda w: Activated.apply(hidden, w, linear.bias, gated), (linear.weight,))
+    for parameter in linear.parameters():  # frozen
+        parameter.requires_grad_(False)
+    activated(hidden, linear, None, gated).sum().backward()
+    assert hidden.grad is not None and linear.weight.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_layer_scale_in_the_weights_is_layer_scale_on_the_tokens(dtype: torch.dtype):
+    torch.manual_seed(0)
+    linear, x, scale = torch.nn.Linear(64, 32).to(dtype), torch.randn(2, 5, 64).to(dtype), torch.full((32,), 1e-3).to(dtype)
+    exact = F.linear(x.double(), linear.weight.double(), linear.bias.double()) * scale.double()
+    error = (scaled(x, linear, scale).double() - exact).abs().max() / exact.abs().max()
+    assert error < {torch.float32: 1e-6, torch.float16: 2e-3}[dtype]  # in fp16, weights times 1e-3 would lose three digits
+    assert scaled(x, linear, None).equal(linear(x))
+
+
+@pytest.mark.parametrize("config", [TINY, replace(TINY, encoder=replace(TINY.encoder, ffn="mlp", final_norm=True))])
+def test_weights_kept_in_bf16_change_no_bit(config: ModelConfig):
+    torch.manual_seed(0)
+    model = MapAnything(config).eval()
+    views = everything(3)
+    seen = [{k: v for k, v in view.items() if k in ("img", "data_norm_type")} for view in views]
+    before = model.infer(seen)
+    size = sum(p.nbytes for p in model.parameters())
+    after = model.keep_bf16().infer(seen)
+    assert sum(p.nbytes for p in model.parameters()) < 0.95 * size
+    for a, b in zip(before, after, strict=True):
+        assert all(torch.equal(a[key], b[key]) for key in a if isinstance(a[key], torch.Tensor))
+    for use_amp, dtype in ((False, "bf16"), (True, "fp16")):
+        with pytest.raises(InputError, match="give amp_dtype=bf16, or load them again"):
+            model.infer(seen, use_amp=use_amp, amp_dtype=dtype)
+
+
+@pytest.mark.parametrize(("h", "w"), [(18, 32), (37, 28), (37, 37), (3, 50)])
+def test_positions_are_torchs_bicubic_resize(h: int, w: int):
+    config = replace(TINY.encoder, pos_grid=37)
+    encoder = DinoV2(config)
+    grid = encoder.pos_embed[:, 1:].view(1, 37, 37, -1).permute(0, 3, 1, 2)
+    plain = F.interpolate(grid, scale_factor=((h + 0.1) / 37, (w + 0.1) / 37), mode="bicubic")
+    plain = torch.cat([encoder.pos_embed[:, :1], plain.flatten(2).transpose(1, 2)], 1)
+    ours = encoder.positions(h, w)
+    if (h, w) != (37, 37):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-7)
+    grads = [torch.autograd.grad((x * torch.arange(x.shape[1])[:, None]).sum(), encoder.pos_embed)[0] for x in (ours, plain)]
+    if (h, w) != (37, 37):
+        torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-3)
+
+
 def test_bf16_is_near_fp32():
     model = tiny()
     exact, rounded = (model.infer(images(3), use_amp=on, apply_mask=False) for on in (False, True))
@@ -255,8 +320,36 @@ def test_compiled_blocks_give_the_same_for_any_number_of_views():
         assert torch.allclose(model(images(n))[0]["pts3d"], expected, rtol=1e-3, atol=1e-5)
 
 
-def test_dense_head_takes_as_many_views_as_fit(monkeypatch: pytest.MonkeyPatch):
-    assert rows_that_fit(24, 10**9, torch.device("cpu")) == 1
+@pytest.mark.parametrize(("height", "width", "dim"), [(518, 518, 256), (14, 14, 256), (2800, 2800, 256), (518, 518, 10_000)])
+def test_no_map_of_the_dense_head_is_too_large_to_count(monkeypatch: pytest.MonkeyPatch, height: int, width: int, dim: int):
+    monkeypatch.setattr(heads, "PIXELS_AT_ONCE", 10**12)  # a card of the future
+    rows = rows_at_once(height, width, dim, free_bytes=10**15)
+    largest = max(dim * (height * 8 // 14) * (width * 8 // 14), dim // 2 * height * width)
+    assert rows * largest < 2**31 <= (rows + 1.1) * largest
+
+
+def test_an_image_that_is_too_large_to_count_is_refused():
+    with pytest.raises(InputError, match=r"images of 5600×5600 pixels are too large for the dense head; make them smaller"):
+        rows_at_once(5600, 5600, 256)
+
+
+def test_a_hundred_views_reach_the_dense_head_in_parts():
+    """The bilinear doubling of 100 maps of 256 × 296 × 296 is more than CUDA's operator can count."""
+    with torch.device("meta"):
+        model = MapAnything(V1_1)
+    seen = []
+    model.dense_head.register_forward_hook(lambda _module, maps, _out: seen.append(maps[0][0].shape[0]))
+    with torch.no_grad():
+        model(images(100, height=518, width=518, device="meta"))
+    assert seen == [4] * 25
+    seen.clear()
+    with torch.no_grad():
+        model(images(10, height=252, width=448, device="meta"))
+    assert seen == [10]
+
+
+def test_dense_head_takes_as_many_views_as_memory_is_free_for(monkeypatch: pytest.MonkeyPatch):
+    assert heads.free_bytes(torch.device("cpu")) is None
     card = torch.device("cuda")
     for name, value in (
         ("mem_get_info", (8 * 10**9, 24 * 10**9)),
@@ -264,9 +357,10 @@ def test_dense_head_takes_as_many_views_as_fit(monkeypatch: pytest.MonkeyPatch):
         ("memory_allocated", 3 * 10**9),
     ):
         monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
-    assert rows_that_fit(24, 10**9, card) == 8  # 80 % of 8 + 5 - 3 GB
-    assert rows_that_fit(4, 10**9, card) == 4
-    assert rows_that_fit(4, 10**12, card) == 1
+    assert heads.free_bytes(card) == 10 * 10**9
+    need = dense_bytes_per_view(518, 518, 256)
+    assert rows_at_once(518, 518, 256, free_bytes=3 * need) == 2
+    assert rows_at_once(518, 518, 256, free_bytes=0) == 1
 
 
 def test_estimate_of_the_dense_heads_memory_is_from_above_and_near():

@@ -8,6 +8,7 @@ formula: nothing is fitted or interpolated. Fake tensors stand on the CPU, since
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -206,6 +207,8 @@ def measure_step(config: DictConfig, shape: Shape, strategy: str, steps: int = 3
         raise InputError("--measure: no GPU is visible here (`./invoke doctor` says why)")
     device = torch.device("cuda", 0)
     torch.cuda.set_device(device)
+    gc.collect()  # a network of before may still hang in a circle of references, and would count
+    torch.cuda.empty_cache()
     with ExitStack() as stack:
         process = Process(0, 0, 1, device)
         if strategy != "single":

@@ -1,4 +1,4 @@
-"""What right labels are worth: the tiny network trained on each kind of depth labels, tested on rendered truth.
+"""Measures what right labels are worth: the tiny network trained on each kind of depth labels, tested on rendered truth.
 
     python -m dev.label_study --output experiments/label_study [--jobs 2] [--device cpu]
 

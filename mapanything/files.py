@@ -141,7 +141,7 @@ class Lock:
 
 
 def is_locked(folder: Path, name: str) -> bool:
-    """Whether some process holds the `Lock` of this name at this moment."""
+    """True while some process holds the `Lock` of this name."""
     try:
         handle = os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

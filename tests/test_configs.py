@@ -34,7 +34,7 @@ def test_every_dataset_config_is_tested():
 
 
 def overrides_of(file: Path) -> list[str]:
-    """What chooses a file of a group; what is added to another choice needs a plus sign, parts of others can't be chosen."""
+    """Overrides that choose a group's file; what is added to a choice needs a plus sign, parts of others can't be chosen."""
     group = file.parent.relative_to(CONFIGS).as_posix()
     return [f"{'+' if group == 'loss/option' else ''}{group}={file.stem}", "model.pretrained=null"]
 

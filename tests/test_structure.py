@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -113,3 +114,27 @@ def test_heavy_libraries_load_only_where_they_are_used(name):
     code = f"import sys, mapanything.{name}; print([m for m in ('torch', 'open3d', 'matplotlib.pyplot') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "[]\n" and done.stderr == ""
+
+
+OURS = [path for top in ("mapanything", "dev", "tests") for path in sorted((ROOT / top).rglob("*.py"))] + [ROOT / "tasks.py"]
+
+
+def test_files_are_small():
+    """Below 480 lines, so that one is read at a sitting."""
+    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in OURS}
+    assert not {name: lines for name, lines in lengths.items() if lines >= 480}
+
+
+NO_OPENING = r"(What|That|Of|Whether|How|Where|When|Who|Which|Why|From|As|If|For|At|In|To|By|With|Without|Because)\b"
+
+
+def test_docstrings_open_with_a_verb_or_a_complete_noun():
+    """A sentence that opens with another word is the end of one that the reader does not see."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [
+        f"{path.relative_to(ROOT)}:{node.body[0].lineno}: {text.splitlines()[0][:60]}"
+        for path in OURS
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, kinds) and (text := ast.get_docstring(node)) and re.match(NO_OPENING, text)
+    ]
+    assert not found, "\n".join(found)

@@ -124,7 +124,7 @@ def plain_distances(queries: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def growth_mb() -> float:
-    """By how many megabytes this process's memory grows over many small pictures, after some to warm up."""
+    """The megabytes by which this process's memory grows over many small pictures, after some to warm up."""
     cloud, view = street(50_000), chase_view(640, 360)
     for _ in range(20):
         render([cloud], view)

@@ -144,7 +144,7 @@ class Framing:
 
 @cache
 def torch_has_lanczos() -> bool:
-    """Whether this torch resizes with Lanczos (2.13 does, 2.11 does not); asked of it, not read off its version."""
+    """True if this torch resizes with Lanczos (2.13 does, 2.11 does not); asked of it, not read off its version."""
     try:
         F.interpolate(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), size=(1, 1), mode="lanczos", antialias=True)
     except (NotImplementedError, ValueError, RuntimeError):

@@ -36,7 +36,7 @@ class Labels:
             self.scenes[mode, scene.key] = SceneLabels(scene.num_labels, scene.num_hidden, floor)
 
     def to_dict(self) -> dict[str, Any]:
-        """For the record: counts, and by mode the floor, means over scenes."""
+        """Entries of the record: counts, and by mode the floor, means over scenes."""
         floors: dict[str, list[dict[str, float]]] = {}
         for (mode, _), labels in sorted(self.scenes.items(), key=lambda item: (item[0][0], str(item[0][1]))):
             if labels.floor is not None:

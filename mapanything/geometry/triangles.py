@@ -73,7 +73,7 @@ class Tiles:
         ]
 
     def touched(self, triangles: Triangles) -> Bools:
-        """Which tiles the triangles' boxes touch."""
+        """Tiles that the triangles' boxes touch."""
         left, right, top, bottom = self._box(triangles)
         steps = np.zeros((self.rows + 1, self.columns + 1), np.int64)
         for row, column, sign in ((top, left, 1), (bottom + 1, right + 1, 1), (top, right + 1, -1), (bottom + 1, left, -1)):

@@ -1,4 +1,4 @@
-"""What a computation keeps in memory, storage by storage, as it runs on fake tensors: they have a shape and no bytes.
+"""Keeps account of a computation's memory, storage by storage, as it runs on fake tensors: they have a shape and no bytes.
 
 torch's own tracker (torch.distributed._tools.mem_tracker) says the same within 0.5 % (tests/memory/test_ledger.py), but takes
 some thirty times as long (torch 2.13: 38 s for a step of v1.1 with 10 views, against 1.3 s), and sees one strategy at a time.

@@ -1,4 +1,4 @@
-"""What fits on a card: batches × ways to save memory, each a training step of its own that is traced; nothing is interpolated.
+"""Searches what fits on a card: batches × ways to save memory, each a traced training step of its own; none is interpolated.
 
 The limits are looked for: a line through two traced points says where to look, the traces there decide.
 """
@@ -64,7 +64,7 @@ def trace_stage(overrides: Sequence[str], shape: Shape) -> Trace:
 
 @dataclass
 class Search:
-    """What is asked, and the traces made so far.
+    """A question, and the traces made for it so far.
 
     Attributes:
         given: the user's overrides of the stage's configuration, which `config` has.
@@ -117,7 +117,7 @@ class Search:
 
     @property
     def most_views(self) -> int:
-        """Of a scene of the stage."""
+        """The most views of a scene of the stage."""
         return max(shape.views for shape in self.stage_shapes)
 
     def need(self, peak: Peak) -> float:
@@ -138,7 +138,7 @@ class Search:
         return None if trained is None else next((way for way in WAYS if set(way.overrides) == {*trained, *on}), None)
 
     def advised(self) -> list[tuple[Way, str]]:
-        """What fits with every batch of the stage and costs least; where that leaves little, also what leaves more.
+        """Ways that fit with every batch of the stage and cost least; where that leaves little, also what leaves more.
 
         Everything learns rather than a part; and more is computed twice rather than that weights are sent around: FSDP moves
         half as much again as DDP, which GPUs without NVLink feel.
@@ -164,7 +164,7 @@ class Search:
         return most
 
     def limits(self, way: Way, strategy: str) -> list[tuple[int, int, int, int]]:
-        """What fits at each resolution of the table: (width, height, views of a single scene, scenes of the stage's most)."""
+        """The most that fits at each resolution: (width, height, views of a single scene, scenes of the stage's most)."""
         sizes = list(dict.fromkeys((shape.width, shape.height) for shape in self.columns))
         most = self.most_views
 

@@ -186,8 +186,8 @@ def labels(model: MapAnything, ledger: Ledger) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Of real steps on a GPU, bytes. tensors: the most that torch's tensors took at once. reserved: what its allocator held
-    for them. others: what was taken on the card besides: CUDA's context, NCCL, libraries, other programs."""
+    """Memory of real steps on a GPU, bytes. tensors: the most that torch's tensors took at once. reserved: what its allocator
+    held for them. others: what was taken on the card besides: CUDA's context, NCCL, libraries, other programs."""
 
     tensors: int
     reserved: int

@@ -1,4 +1,4 @@
-"""What a network is made of: plain numbers, checked wherever they are put together.
+"""Sizes and switches of a network: plain numbers, checked wherever they are put together.
 
 Every entry is a width, a depth or a switch. The widths and depths of the networks that we know stand in configs/model/*.yaml,
 which Hydra reads for `model=NAME` and `architecture(NAME)` without Hydra; here are their meaning and their limits. Upstream's

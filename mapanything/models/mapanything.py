@@ -104,7 +104,7 @@ class MapAnything(GeometricFeatures):
     def stacked(
         self, views: Sequence[Mapping[str, Any]], num_rows: int | None = None, config: ModelConfig | None = None
     ) -> Outputs:
-        """As `forward`, with the views stacked.
+        """Does what `forward` does, with the views stacked.
 
         Args:
             num_rows: how many views the dense head takes at a time; None: see `heads.rows_at_once`.
@@ -151,7 +151,7 @@ class MapAnything(GeometricFeatures):
     def infer(
         self, views: Sequence[Mapping[str, Any]], *, keep_unmasked: bool = False, **options: Any
     ) -> list[dict[str, Any]]:
-        """As upstream's: per-view dictionaries, masked; see `predict` for the arguments.
+        """Gives what upstream's gives: per-view dictionaries, masked; see `predict` for the arguments.
 
         Args:
             keep_unmasked: points and depths also as they were before the mask, under `{key}_unmasked`.

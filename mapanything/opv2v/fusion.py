@@ -88,7 +88,7 @@ def seen_from(surface: Surface, frame: Frame, other: Frame, agent: str) -> tuple
     boxes = [vehicle for vehicle in other.vehicles if str(vehicle.id) == agent]
 
     def own(points: Float) -> Bools:
-        """Which of (..., 3) points in the other LiDAR's frame lie on the agent's vehicle."""
+        """Points of (..., 3) in the other LiDAR's frame that lie on the agent's vehicle."""
         local = points @ move[:3, :3].T + move[:3, 3]
         inside = np.hypot(local[..., 0] - MIDDLE[0], local[..., 1] - MIDDLE[1]) < OWN_RADIUS
         for vehicle in boxes:

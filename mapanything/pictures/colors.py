@@ -1,4 +1,4 @@
-"""Which colour means what, in every picture and in the viewer; (3,) uint8 where nothing else is said."""
+"""Colours and what they mean, in every picture and in the viewer; (3,) uint8 where nothing else is said."""
 
 from __future__ import annotations
 

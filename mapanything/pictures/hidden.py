@@ -19,7 +19,7 @@ HIDDEN_COLOR = (255, 0, 255)  # magenta: in none of the colour maps
 
 
 def return_colors(points: NDArray[np.float32], cameras: Sequence[Camera]) -> Iterator[NDArray[np.uint8]]:
-    """For each camera of a vehicle the colours (N, 3) of its returns (N, 3), OpenCV axes: by depth, or `HIDDEN_COLOR`."""
+    """Colours (N, 3), for each camera of a vehicle, of its returns (N, 3), OpenCV axes: by depth, or `HIDDEN_COLOR`."""
     stored = carla.ue_points(points)
     surface = sweep_surface(stored)
     for camera in cameras:

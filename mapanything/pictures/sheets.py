@@ -68,7 +68,7 @@ class Bar:
 
 
 def ring_names(rings: Rings) -> tuple[Name, ...]:
-    """How far each circle is, written on it to the right ahead of the main agent."""
+    """Distances of the circles, written on them to the right ahead of the main agent."""
     at = np.array([np.sin(RING_NAME_ANGLE), 0.0, np.cos(RING_NAME_ANGLE)])
     return tuple(Name(at * radius + [0, rings.ground, 0], f"{radius:g} m", RING_TEXT, True) for radius in rings.radii)
 

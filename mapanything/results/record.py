@@ -101,7 +101,7 @@ def scene_folder(out: Path, key: SceneKey) -> Path:
 
 
 def is_done(folder: Path, record: dict[str, Any]) -> bool:
-    """Whether a scene's files are all there, made by the same settings.
+    """True if a scene's files are all there, made by the same settings.
 
     Raises:
         InputError: they were made by other settings.

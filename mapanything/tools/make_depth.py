@@ -39,7 +39,7 @@ FRAME_BYTES = {"npy": 4 * (800 * 600 * 4 + 128), "png": 4 * 32_000}
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What every process needs to know."""
+    """Everything that a process needs to know."""
 
     root: Path
     depth: DepthLayout
@@ -50,7 +50,7 @@ class Work:
 
     @property
     def kind(self) -> depth_root.DepthRoot:
-        """What the maps are."""
+        """The kind of the maps."""
         if self.fuse:
             return depth_root.DepthRoot("fused", "visible", {"fusion": fusion.VERSION}, visibility.VERSION)
         if not self.visibility:
@@ -115,7 +115,7 @@ def _others(paths: FramePaths, frame: Frame) -> list[tuple[visibility.Surface, F
 
 
 def _done(work: Work, key: FrameKey) -> bool:
-    """Whether all four cameras' maps are there, told by names alone, so that a finished run takes seconds to repeat."""
+    """True if all four cameras' maps are there, told by names alone, so that a finished run takes seconds to repeat."""
     return not work.overwrite and all(path.exists() for k in range(4) for path in work.outputs(key, k))
 
 

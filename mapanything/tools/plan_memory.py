@@ -1,4 +1,4 @@
-"""What fits on a card, before it is tried: a table of batches × ways to save memory, from traced training steps (memory/).
+"""Says what fits on a card, before it is tried: batches × ways to save memory, from traced training steps (memory/).
 
 What does not fit is said, too, and by how much.
 

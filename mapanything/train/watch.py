@@ -1,4 +1,4 @@
-"""When to stop: a signal asks for it, or another process of the run is gone.
+"""Tells when to stop: a signal asks for it, or another process of the run is gone.
 
 `Stop` notes SIGTERM, SIGINT and SIGHUP; training looks at it after every step. `Watch` is a thread beside training which ends
 this process when the run cannot go on: in a collective operation that waits for a dead rank, no Python code runs any more,

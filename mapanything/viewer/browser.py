@@ -99,7 +99,7 @@ class Browser:
             self._nodes.pop(name).group.remove()
 
     def points(self) -> tuple[int, int]:
-        """How many points of the visible clouds are in the browser, and how many there are."""
+        """Numbers of points of the visible clouds: in the browser, and in all."""
         nodes = [node for node in self._nodes.values() if node.cloud is not None and node.group.visible]
         return sum(node.sent for node in nodes), sum(len(node.cloud.points) for node in nodes if node.cloud is not None)
 

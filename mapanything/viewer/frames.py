@@ -51,7 +51,7 @@ class ViewerFrame:
 
     @property
     def has_error(self) -> bool:
-        """Whether `error` is there already, or there is nothing to wait for."""
+        """True if `error` is there already, or there is nothing to wait for."""
         return self._error is not None or self.prediction is None
 
     def error(self) -> Cloud | None:

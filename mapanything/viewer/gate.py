@@ -121,7 +121,7 @@ def parse_head(head: bytes) -> dict[str, str] | None:
 
 
 def may_connect(headers: Mapping[str, str], local_only: bool, names: Collection[str] = ()) -> bool:
-    """Whether a connection comes from a page of this server: its Origin is the Host it was asked under, and that is
+    """True if a connection comes from a page of this server: its Origin is the Host it was asked under, and that is
     `localhost`, an address in numbers or one of `names`. Another name may have been made to lead here (DNS rebinding)."""
     host, origin = headers.get("Host", ""), headers.get("Origin", "")
     scheme, _, place = origin.partition("://")
@@ -129,7 +129,7 @@ def may_connect(headers: Mapping[str, str], local_only: bool, names: Collection[
 
 
 def may_load(headers: Mapping[str, str], local_only: bool, names: Collection[str] = ()) -> bool:
-    """Whether a page or file may be asked for: as `may_connect`, but who opens an address comes from no page."""
+    """True if a page or file may be asked for: as `may_connect`, but who opens an address comes from no page."""
     if "Origin" in headers:
         return may_connect(headers, local_only, names)
     return _may_be_asked(headers.get("Host", ""), local_only, names)
@@ -152,7 +152,7 @@ def _is_number(host: str) -> bool:
 
 
 def is_local(host: str) -> bool:
-    """Whether only programs of this machine reach it."""
+    """True if only programs of this machine reach it."""
     return host == "localhost" or (_is_number(host) and ipaddress.ip_address(host).is_loopback)
 
 

@@ -102,7 +102,7 @@ class Session:
         self._dirty = True
 
     def show_agent(self, agent: str, visible: bool) -> None:
-        """Whether an agent's LiDAR is drawn."""
+        """True if an agent's LiDAR is drawn."""
         self.change(hidden=self._look.hidden - {agent} if visible else self._look.hidden | {agent})
 
     def look_at(self, name: str) -> None:

@@ -74,3 +74,8 @@ def moved(prediction: Reconstruction, view: int, change: np.ndarray) -> Reconstr
     poses = prediction.view0_from_camera.copy()
     poses[view] = poses[view] @ change
     return replace(prediction, view0_from_camera=poses)
+
+
+def brute_force(queries: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Distances (N,) of points (N, 3) to their nearest of (M, 3), one by one; infinite where there is none."""
+    return np.array([min((np.linalg.norm(q - r) for r in reference), default=np.inf) for q in queries])

@@ -1,4 +1,4 @@
-"""What two sweeps agree on: constructed streets with two vehicles, whose truth a slow ray caster knows."""
+"""Labels that two sweeps agree on: constructed streets with two vehicles, whose truth a slow ray caster knows."""
 
 from __future__ import annotations
 

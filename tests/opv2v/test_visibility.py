@@ -1,4 +1,4 @@
-"""What a camera sees of a sweep: scenes of boxes on a plane, whose truth a slow ray caster knows, and generated streets."""
+"""Returns that a camera sees: scenes of boxes on a plane, whose truth a slow ray caster knows, and generated streets."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def test_real_maps_are_right(real_root, tmp_path):
 
 @pytest.mark.real
 def test_real_labels_are_seen(real_root, tmp_path):
-    """Of the car ahead of agent 4288 the plain map lets the road and the walls behind shine through, a third of its labels."""
+    """The plain map lets road and walls shine through the car ahead of agent 4288, a third of its labels."""
     for name, *options in (("plain", "--visibility", "off"), ("seen",)):
         assert run("--root", real_root, "--depth-root", tmp_path / name, *options).returncode == 0
     plain, seen = (

@@ -1,4 +1,4 @@
-"""Which network do these weights belong to? The config beside them says it, or else their names and shapes."""
+"""Tells which network weights belong to: the config beside them says it, or else their names and shapes."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _config(entries: Mapping[str, Any], source: Path) -> ModelConfig:
 
 
 def _short(error: Exception) -> str:
-    """In a damaged file a word may be any length."""
+    """Cuts a message: in a damaged file a word may be any length."""
     text = str(error)
     return text if len(text) <= 300 else f"{text[:297]}..."
 

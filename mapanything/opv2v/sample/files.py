@@ -108,7 +108,7 @@ def _speed_kmh(car: Car) -> float:
 
 
 def _trajectory(street: Street, car: Car, index: int) -> list[list[Any]]:
-    """Where the vehicle means to drive: up to 9 places ahead with the speed wanted there; none while it waits."""
+    """Places to which the vehicle means to drive: up to 9 places ahead with the speed wanted there; none while it waits."""
     if not car.speed:
         return []
     x, y, heading = car.position(index)

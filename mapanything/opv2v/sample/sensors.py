@@ -270,7 +270,7 @@ def _surface(
 
 
 def _band(value: Floats, half: float, blur: Floats) -> Floats:
-    """How much of a pixel of size `blur` lies within |value| < half."""
+    """The part of a pixel of size `blur` that lies within |value| < half."""
     return np.clip((np.float32(half) - np.abs(value)) / blur + np.float32(0.5), 0.0, 1.0) * np.minimum(1.0, 2 * half / blur)
 
 

@@ -58,7 +58,7 @@ class Textures(NamedTuple):
 
 
 def _bilinear(look_up: Callable[[Ints], Floats], x: Floats, y: Floats, size: int | Ints, base: int | Ints = 0) -> Floats:
-    """What `look_up` has (N, C) between the four texels at (x, y) of a repeating square of `size` texels, from `base` on."""
+    """Blends `look_up`'s (N, C) between the four texels at (x, y) of a repeating square of `size` texels, from `base` on."""
     fx, fy = np.floor(x), np.floor(y)
     ix, iy, mask = fx.astype(np.int32), fy.astype(np.int32), size - 1
     x0, x1 = ix & mask, (ix + 1) & mask

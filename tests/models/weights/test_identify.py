@@ -1,4 +1,4 @@
-"""Which network weights belong to: what a config beside them says, and what their shapes do."""
+"""The network that weights belong to: what a config beside them says, and what their shapes do."""
 
 from __future__ import annotations
 

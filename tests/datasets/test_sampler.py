@@ -302,7 +302,7 @@ def test_a_position_in_other_data_is_refused(dataset, options, says):
 )
 def test_bad_arguments(dataset, arguments):
     with pytest.raises(ValueError, match=r"need 1 or more|not all have"):
-        BudgetSampler(dataset, **{"max_num_of_imgs_per_gpu": 4} | arguments)
+        BudgetSampler(dataset, **({"max_num_of_imgs_per_gpu": 4} | arguments))
 
 
 # With the data sets, and large

@@ -83,9 +83,8 @@ def test_plain_lidar_maps_are_named_with_the_command_that_mends_them(sample_root
     (problem,) = report.problems
     assert problem.kind == "plain-depth" and problem.severity == "warning" and not report.is_bad
     command = problem.message.split("`")[1]
-    assert shlex.split(command) == [
-        *("./invoke", "make-depth", "--root", str(sample_root), "--depth-root", str(layout.root), "--overwrite")
-    ]
+    roots = ["--root", str(sample_root), "--depth-root", str(layout.root)]
+    assert shlex.split(command) == ["./invoke", "make-depth", *roots, "--overwrite"]
     assert "depth: plain LiDAR maps, made without visibility" in list(console_lines(report))
     depth_root.write(layout.root, DepthRoot("lidar", "visible"))
     assert not run_checks(CheckOptions(sample_root, layout, level="quick", progress=False)).problems

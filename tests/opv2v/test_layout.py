@@ -119,9 +119,16 @@ _NAMES = "{scenario}/{agent}/{frame}"
 @pytest.mark.parametrize(
     "pattern",
     [
-        *("{frame}.npy", "{frame.__class__}{camera}.npy", f"{_NAMES}{{camera!r}}.npy", "{nothing}", "{", ""),
-        *("{scenario}/{frame}_{camera}.npy", "{agent}/{frame}_{camera}.npy"),  # two vehicles, or scenarios, would share a file
-        *(f"{_NAMES}.depth{{camera}}", f"{_NAMES}_{{camera}}.exr"),  # no suffix: make-depth would cut at the first dot
+        "{frame}.npy",
+        "{frame.__class__}{camera}.npy",
+        f"{_NAMES}{{camera!r}}.npy",
+        "{nothing}",
+        "{",
+        "",
+        "{scenario}/{frame}_{camera}.npy",  # two vehicles would share a file
+        "{agent}/{frame}_{camera}.npy",  # two scenarios would
+        f"{_NAMES}.depth{{camera}}",  # no suffix: make-depth would cut at the first dot
+        f"{_NAMES}_{{camera}}.exr",
     ],
 )
 def test_depth_patterns_that_cannot_be(tmp_path, pattern):

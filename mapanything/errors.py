@@ -7,6 +7,7 @@ is a bug of ours and keeps its traceback.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -47,12 +48,12 @@ def run_command(main: Callable[[], int | None]) -> None:
 
     0 done, 1 the command's own verdict is bad, 2 bad input (one line on stderr), 130 interrupted by Ctrl-C.
     """
-    if hasattr(sys.stdout, "reconfigure"):
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no text, terminals no UTF-8
     # What a notebook's or another program's Matplotlib was told is not meant for ours: it has one look and needs no window.
     os.environ.pop("MPLBACKEND", None)
     os.environ["MATPLOTLIBRC"] = os.devnull
-    sys.stdout, sys.stderr = _Shown(sys.stdout), _Shown(sys.stderr)  # type: ignore[assignment] # all else is the stream's own
+    sys.stdout, sys.stderr = _Shown(sys.stdout), _Shown(sys.stderr)  # all else is the stream's own
     try:
         code = main() or 0
         sys.stdout.flush()

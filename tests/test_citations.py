@@ -15,7 +15,6 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 
 import pytest
-from invoke import Collection
 
 import tasks
 
@@ -63,7 +62,8 @@ def prose(name: str) -> tuple[tuple[int, str], ...]:
             lines.append((token.start[0], token.string))
     tree = ast.parse(text)
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    own = [node.body[0].value for node in ast.walk(tree) if isinstance(node, documented) and ast.get_docstring(node)]
+    firsts = [node.body[0] for node in ast.walk(tree) if isinstance(node, documented) and ast.get_docstring(node)]
+    own = [first.value for first in firsts if isinstance(first, ast.Expr)]
     strings = ast.walk(tree) if name.startswith("mapanything/") else own
     for node in strings:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -145,7 +145,7 @@ def dead_names(name: str, lines: tuple[tuple[int, str], ...]) -> Iterator[str]:
                 yield f"{name}:{number}: {word}"
 
 
-BARE = re.compile(rf"(?<![./\w-])invoke (?=(--list|TASK|{'|'.join(Collection.from_module(tasks).task_names)})\b)")
+BARE = re.compile(rf"(?<![./\w-])invoke (?=(--list|TASK|{'|'.join(tasks.namespace.task_names)})\b)")
 
 
 def bare_tasks(name: str, lines: tuple[tuple[int, str], ...]) -> Iterator[str]:

@@ -43,7 +43,7 @@ def test_a_few_of_each_kind(tmp_path: Path) -> None:
 @pytest.mark.faults(long=True)
 @pytest.mark.parametrize("name", PARSERS)
 def test_many_of_one_kind(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    read_broken([name], request.config.getoption("--faults"), tmp_path)
+    read_broken([name], int(request.config.getoption("--faults") or 0), tmp_path)
 
 
 def test_the_same_number_gives_the_same_bytes() -> None:

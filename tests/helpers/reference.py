@@ -55,6 +55,7 @@ def preprocess(
             new["ray_directions_cam"] = rays
         if "depth_z" in view and not ignore_depth_inputs:
             z = view["depth_z"].to(dtype).reshape(batch, height, width, 1)
+            assert rays is not None
             new["depth_along_ray"] = (z * rays / rays[..., 2:3]).norm(dim=-1, keepdim=True)
         if "camera_poses" in view and not ignore_pose_inputs:
             poses = view["camera_poses"]

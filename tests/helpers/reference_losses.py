@@ -72,7 +72,8 @@ def rho_quat(a: Tensor, b: Tensor) -> Tensor:
 
 def size_of(points: list[Tensor], masks: list[Tensor]) -> Tensor:
     """avg_dis of one sample: points and masks per view."""
-    total, count = sum(p[m].norm(dim=-1).sum() for p, m in zip(points, masks)), sum(int(m.sum()) for m in masks)
+    total = torch.stack([p[m].norm(dim=-1).sum() for p, m in zip(points, masks)]).sum()
+    count = sum(int(m.sum()) for m in masks)
     return (total / (count + 1e-8)).clamp(min=1e-8)
 
 
@@ -125,8 +126,8 @@ def reference_loss(batch, preds, weights, confidence, absolute, relative, to_vie
     """-> total, {term: sum over views of its contributions}."""
     num_views, num_samples = len(batch), len(batch[0]["valid_mask"])
     zero = preds[0]["pts3d"].new_zeros(())
-    true = [[None] * num_samples for _ in range(num_views)]
-    pred = [[None] * num_samples for _ in range(num_views)]
+    true: list[list[Any]] = [[None] * num_samples for _ in range(num_views)]
+    pred: list[list[Any]] = [[None] * num_samples for _ in range(num_views)]
     true_size, pred_size = [], []
     masks = [[batch[v]["valid_mask"][b] for b in range(num_samples)] for v in range(num_views)]
     for b in range(num_samples):
@@ -164,7 +165,7 @@ def reference_loss(batch, preds, weights, confidence, absolute, relative, to_vie
                 true[v][b][key] = true[v][b][key] / true_size[b]
                 pred[v][b][key] = pred[v][b][key] / norm
 
-    terms = dict.fromkeys(vars(weights), zero)
+    terms: dict[str, Any] = dict.fromkeys(vars(weights), zero)
     for v in range(num_views):
         for key in ("pts3d", "cam_pts3d", "depth_along_ray"):
             kept = []

@@ -20,7 +20,7 @@ from mapanything.pictures.scenes import AgentFrame, read_timestamp
 
 
 @pytest.fixture
-def agents(sample_root) -> list[AgentFrame]:
+def agents(sample_root) -> tuple[AgentFrame, ...]:
     folders = list(scan(sample_root))
     first = [folder for folder in folders if (folder.split, folder.scenario) == (folders[0].split, folders[0].scenario)]
     return read_timestamp(first, first[0].agent, next(iter(first[0].frames)))

@@ -130,7 +130,8 @@ def test_fused_maps_add_to_the_seen_ones(sample_root, tmp_path):
         added += (fused > 0).sum() - (seen > 0).sum()
         if (tmp_path / "one" / name).exists():
             assert np.array_equal(read_depth(tmp_path / "one" / name), fused)  # the others are asked, chosen or not
-    assert added > 0 and read(tmp_path / "fused").source == "fused" and any((tmp_path / "one").rglob("*.npy"))
+    made = read(tmp_path / "fused")
+    assert added > 0 and made and made.source == "fused" and any((tmp_path / "one").rglob("*.npy"))
 
 
 def test_maps_of_two_kinds_do_not_share_a_root(sample_root, tmp_path):

@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from mapanything.errors import InputError
-from mapanything.models.config import GeometricInputsConfig, ModelConfig, architectures
+from mapanything.models.config import GeometricInputsConfig, ModelConfig, architecture, architectures
 from mapanything.models.mapanything import MapAnything
 from mapanything.models.weights.identify import name_of
 from tests.helpers.networks import V1_1
@@ -98,6 +98,8 @@ def test_official_networks_have_upstreams_weights(name):
         ("encoder", "dim", "abc", "a whole number from 1"),
         ("encoder", "num_heads", 0, "a whole number from 1"),
         ("encoder", "depth", True, "a whole number from 1"),
+        ("multiview", "depth", 5000, "a whole number from 1 to 200"),
+        ("heads", "pose_blocks", 201, "a whole number from 0 to 200"),
         ("encoder", "pos_grid", 4294967296, "to 100000"),
         ("encoder", "final_norm", 1, "true or false"),
         ("encoder", "ffn", ["mlp"], "a word"),
@@ -114,3 +116,8 @@ def test_entries_of_another_kind_are_one_line(section, entry, value, message):
     assert f"model.{section}.{entry}=" in str(caught.value) and len(str(caught.value)) < 150
     with pytest.raises(InputError, match="group of entries"):
         V1_1.updated({section: 3})
+
+
+def test_an_architecture_that_there_is_not():
+    with pytest.raises(InputError, match=r"mapanything_v2: no such network; there are mapanything, mapanything_tiny, "):
+        architecture("mapanything_v2")

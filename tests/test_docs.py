@@ -209,6 +209,8 @@ def test_quick_commands_run(
     for module, *arguments in python_commands(shlex.split(command), monkeypatch):
         monkeypatch.chdir(place)
         monkeypatch.setattr(sys, "argv", [module, *arguments])
+        if module.endswith("make_depth") and (place / "data/opv2v_depth/.tests-only").exists():
+            shutil.rmtree(place / "data/opv2v_depth")  # rendered maps; from here on the LiDAR's
         capsys.readouterr()
         assert importlib.import_module(module).main() == 0
         out = capsys.readouterr().out

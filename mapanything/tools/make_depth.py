@@ -176,9 +176,12 @@ def main() -> int:
         todo.sort(key=lambda key: (key.split, key.scenario, key.frame))  # a process reads the vehicles of a timestamp once
     _check_space(work, len(todo))
     everything = selection(args) == Selection()
-    removed = depth_root.claim(work.depth, work.kind, replace=work.overwrite and everything)
-    if removed:
-        print(f"{target}: {removed} maps of another kind removed")
+    if todo:
+        removed = depth_root.claim(work.depth, work.kind, replace=work.overwrite and everything)
+        if removed:
+            print(f"{target}: {removed} maps of another kind removed")
+    elif (there := depth_root.look(work.depth)) is not None and there.is_lidar and there != work.kind:
+        print(f"{target}: holds {there}; --overwrite makes them anew as {work.kind}")
     written, frames_made, had = 0, 0, len(keys) - len(todo)
     with tqdm(total=len(todo), desc="make-depth", unit="frame", disable=None) as bar:
         for count, problem in _run(work, todo, args.jobs):

@@ -21,6 +21,7 @@ from mapanything.opv2v.frame import read_frame
 from mapanything.opv2v.layout import scan
 from mapanything.opv2v.pcd import read_pcd
 from mapanything.opv2v.yaml_file import read_yaml
+from tests.helpers.plain_maps import lidar_root
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess:
@@ -71,6 +72,27 @@ def test_frames_of_fewer_cameras_count_as_done(sample_root, tmp_path):
         f": 0 depth maps written for 0 agent-frames, {frames} of {frames} had theirs already, 0 failed"
         in run(*arguments).stdout
     )
+
+
+def test_plain_maps_of_earlier_versions_stay_until_all_are_made_anew(sample_root, sample_depth_root, tmp_path):
+    maps = lidar_root(sample_root, tmp_path / "d").root
+    before = {path: path.read_bytes() for path in maps.rglob("*.npy")}
+    arguments = ("--root", sample_root, "--depth-root", maps, "--jobs", 1)
+    done = run(*arguments)
+    assert (
+        done.returncode == 0 and "holds plain LiDAR maps, made without visibility; --overwrite makes them anew" in done.stdout
+    )
+    next(iter(before)).unlink()
+    for more in ((), ("--overwrite", "--split", "train")):
+        mixed = run(*arguments, *more)
+        assert mixed.returncode == 2 and mixed.stderr.count("\n") == 1 and "or make all maps anew: --overwrite" in mixed.stderr
+    assert all(path.read_bytes() == data for path, data in [*before.items()][1:])
+    anew = run(*arguments, "--overwrite")
+    assert anew.returncode == 0 and f"{len(before) - 1} maps of another kind removed" in anew.stdout
+    kind = read(maps)
+    assert kind is not None and kind.method == "visible" and len(list(maps.rglob("*.npy"))) == len(before)
+    rendered = run("--root", sample_root, "--depth-root", sample_depth_root, "--overwrite")
+    assert rendered.returncode == 2 and "holds rendered maps (ray casting)" in rendered.stderr
 
 
 def test_maps_are_right(sample_root, tmp_path):

@@ -2,7 +2,8 @@
 
 A return hides what lies behind it only together with its neighbours, so the sweep is made a surface: triangles between the
 scan lines, where three returns belong to one surface. Where they do not, the nearer one's surface is carried on towards the
-farther one's direction, because an object ends between its last return and the next one; the farther surface goes on behind.
+farther one's direction, because an object ends between its last return and the next one; the farther surface goes on
+behind. The ground above a kerb is carried back likewise, for the kerb stands anywhere between two lines.
 A label is hidden where its pixel's ray meets one of these surfaces well before it, or where they stand around it on two sides.
 Measured against rendered truth: docs/depth_labels.md.
 """
@@ -28,8 +29,10 @@ RELATIVE, NOISE = 0.02, 0.1  # what an inverse range may be off its neighbours' 
 LOW = -1.5  # metres below the LiDAR: what lies there is ground, until its neighbours say otherwise
 # How far towards the farther return a surface is carried on: by how much farther (1 - near / far) that one is.
 GAPS, CARRIED = (0.1, 0.2), (0.9, 0.9, 1.0)
+# A step up in the ground: its height as a part of what neighbours may differ, and of its inverse range; how far it is carried.
+KERB_LEAST, KERB_MOST, KERB_PART = 2.0, 1.15, 0.7
 MARGIN, MARGIN_BEHIND = 0.45, 1.0  # metres by which a label lies behind a surface that hides it
-AROUND, AROUND_MARGIN, AROUND_SIDES = 0.0035, 0.05, 2  # radians to a side; a part of the depth; sides of four
+AROUND, AROUND_MARGIN, AROUND_SIDES = 0.0025, 0.05, 2  # radians to a side; a part of the depth; sides of four
 _SIDES = np.array([[1, -1, 0, 0], [0, 0, 1, -1]])
 _TURN = 8.0  # more than a circle: keys of lines do not mix
 
@@ -41,7 +44,7 @@ class Surface:
     Attributes:
         points: (N, 3) returns, metres.
         known: (M, 3) triangles between returns of one surface, rows of `points`.
-        carried: (J, 3, 3) corners of triangles that carry a surface on over a gap, to where it may end.
+        carried: (J, 3, 3) corners of triangles that carry a surface on over a gap, to where it may end, or higher ground back.
         behind: (J, 3, 3) the farther surface in the same gaps.
     """
 
@@ -247,8 +250,9 @@ def _surface(sweep: _Sweep, before: Index, below: Index, above: Index) -> Surfac
         return np.where(np.abs(one - one[other]) * np.minimum(np.abs(step), reach) < allowed, one, np.nan)
 
     with np.errstate(invalid="ignore", divide="ignore"):
+        upper = _nearest(sweep, above, after)
         down = slope(_nearest(sweep, below, after), elevation, 1e-3, np.inf)
-        up = slope(_nearest(sweep, above, after), elevation, 1e-3, np.inf)
+        up = slope(upper, elevation, 1e-3, np.inf)
         back, ahead = slope(before, azimuth, 1e-6, 0.005), slope(after, azimuth, 1e-6, 0.005)
 
         def joined(a: Index, b: Index, angle: Float, slope_a: Float, slope_b: Float) -> Bools:
@@ -278,7 +282,29 @@ def _surface(sweep: _Sweep, before: Index, below: Index, above: Index) -> Surfac
         edges = np.stack([beside, across(0), across(1)], 1)
     whole = edges.sum(1) >= 2
     carried, behind = _over_gaps(sweep, q, down, up, corners[~whole], edges[~whole])
-    return Surface(sweep.points, corners[whole], carried, behind)
+    known, is_low = corners[whole], np.stack([~is_below, ~is_below, is_below], 1)[whole]
+    steps = _up_steps(sweep, q, up, upper, allowed, known, is_low)
+    return Surface(sweep.points, known, np.concatenate([carried, steps]), behind)
+
+
+def _up_steps(sweep: _Sweep, q: Float, up: Float, upper: Index, allowed: Float, corners: Index, is_low: Bools) -> Float:
+    """Higher ground beyond a kerb, carried back towards the line before it: triangles (S, 3, 3).
+
+    The step is somewhere between the two lines. `corners` (M, 3) are of known triangles, `is_low` those in the lower line.
+    """
+    height, elevation = sweep.points[:, 2], sweep.elevation
+    with np.errstate(invalid="ignore"):
+        slope = np.where(np.isnan(up) & (height < LOW), np.cos(elevation) / np.minimum(height, LOW), up)
+        raised = q[upper] + slope[upper] * (elevation - elevation[upper])
+        is_step = (upper >= 0) & (height < LOW) & (raised > q + KERB_LEAST * allowed) & (raised < KERB_MOST * q)
+    raised = np.where(is_step, raised, q)
+    some = (is_step[corners] & is_low).any(1)
+    corners, is_low = corners[some], is_low[some]
+    direction, inverse = sweep.points[corners] * q[corners][..., None], q[corners]
+    share = ~is_low / (~is_low).sum(1, keepdims=True)
+    start, start_inverse = (direction * share[..., None]).sum(1, keepdims=True), (inverse * share).sum(1, keepdims=True)
+    inverse = np.where(is_low, start_inverse + KERB_PART * (raised[corners] - start_inverse), inverse)
+    return np.where(is_low[..., None], start + KERB_PART * (direction - start), direction) / inverse[..., None]
 
 
 def _over_gaps(sweep: _Sweep, q: Float, down: Float, up: Float, corners: Index, edges: Bools) -> tuple[Float, Float]:

@@ -192,7 +192,7 @@ def _legend(figure: Any, scene: Scene, left: int, top: int, hidden: Collection[s
 
 
 def pose_png(scene: Scene, max_range: float, point_size: float, hidden: Collection[str] = (), *, in_3d: bool = True) -> bytes:
-    """`pose_sheet` of a scene without the layers in `hidden`; `in_3d`: with its picture, which Open3D draws."""
+    """Draws the pose sheet of a scene without the layers in `hidden`; `in_3d`: with its picture, which Open3D draws."""
     scene = without(scene, hidden)
     image = view = None
     if in_3d:

@@ -209,7 +209,7 @@ class AgentFrame:
         return points[np.isfinite(points).all(axis=1)]
 
     def check_images(self) -> None:
-        """Raises InputError: a camera's entry or image is missing."""
+        """Makes sure that all images are there. Raises InputError: a camera's entry or image is missing."""
         if len(self.frame.cameras) < len(CAMERA_NAMES):
             raise InputError(f"{self.paths.yaml}: has {len(self.frame.cameras)} cameras of {len(CAMERA_NAMES)}")
         missing = [path for k in range(len(CAMERA_NAMES)) if not (path := self.paths.image(k)).exists()]

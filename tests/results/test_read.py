@@ -93,6 +93,7 @@ def damage_record(folder: Path, **values: object) -> None:
         (lambda folder: (folder / "scene.json").write_text("[1]"), "no JSON object"),
         (lambda folder: damage_record(folder, format=99), "has format 99"),
         (lambda folder: damage_record(folder, frame_of="nowhere"), "frame_of"),
+        (lambda folder: damage_record(folder, frame_of=["opv2v"]), "frame_of"),
         (lambda folder: damage_record(folder, scene={"split": 3}), "does not name"),
         (lambda folder: (folder / "poses.json").unlink(), "poses.json: missing"),
         (lambda folder: (folder / "poses.json").write_text('{"views": [{"name": "../../x"}]}'), "view 0"),
@@ -115,6 +116,19 @@ def test_a_view_never_leads_out_of_the_folder(sample_root: Path, tmp_path: Path,
         (folder / "poses.json").write_text(json.dumps(poses))
         with pytest.raises(InputError, match="view 0"):
             read_prediction(folder)
+
+
+def test_depths_and_masks_of_another_kind_are_one_clear_line(sample_root: Path, tmp_path: Path, key: SceneKey):
+    folder = write_prediction(sample_root, tmp_path, key)
+    view = read_prediction(folder).views[0]
+    depth, mask = (np.load(view.folder / name) for name in ("depth.npy", "mask.npy"))
+    for name, wrong in (("mask.npy", mask.astype(np.uint8)), ("depth.npy", depth[None]), ("depth.npy", depth[:-1])):
+        np.save(view.folder / name, wrong)
+        with pytest.raises(InputError, match="make the scene again") as caught:
+            view.depth()
+        assert str(view.folder) in str(caught.value)
+        np.save(view.folder / name, mask if name == "mask.npy" else depth)
+    assert (view.depth() == np.where(mask, depth, 0)).all()
 
 
 def test_a_number_too_large_for_a_float(sample_root: Path, tmp_path: Path, key: SceneKey):

@@ -189,15 +189,15 @@ NEEDS_MORE = ("--window", "--prediction", "--pred", ".pcd", "DIR", "--help")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `data/` as the documents have it: the tests' sample under the names that are used in examples."""
+    """A folder with `data/` as the documents have it: the tests' sample under the names of examples, depth yet to be made."""
     place = tmp_path_factory.mktemp("docs")
-    for name in ("opv2v_images", "opv2v_depth"):
-        root = Path(shutil.copytree(SAMPLE / name, place / "data" / name))
-        (root / ".generated-sample.json").unlink()
-        (scenario,) = (root / "train").iterdir()
-        scenario = scenario.rename(scenario.with_name("2021_08_16_22_26_54"))
-        for path in scenario.glob("*/*"):
-            path.rename(path.with_name(path.name.replace("001040", "000069").replace("001042", "000070")))
+    (place / "data" / "opv2v_depth").mkdir(parents=True)
+    root = Path(shutil.copytree(SAMPLE / "opv2v_images", place / "data" / "opv2v_images"))
+    (root / ".generated-sample.json").unlink()
+    (scenario,) = (root / "train").iterdir()
+    scenario = scenario.rename(scenario.with_name("2021_08_16_22_26_54"))
+    for path in scenario.glob("*/*"):
+        path.rename(path.with_name(path.name.replace("001040", "000069").replace("001042", "000070")))
     (place / "experiments").mkdir()
     return place
 

@@ -359,23 +359,29 @@ def test_locks_are_current_and_outdated_ones_are_named(tmp_path: Path) -> None:
         "requirements/cuda13.txt",
         "requirements/cuda12.txt",
         "requirements/cpu.txt",
+        "requirements/dev.txt",
     ]
 
 
 def test_every_import_is_asked_for() -> None:
-    """Every import is in base.in itself, not there by luck because something else needs it."""
-    asked = {re.split(r"[=<>]", line)[0] for line in lock.requirement_lines(REQUIREMENTS / "base.in")}
+    """Every import is in base.in itself (dev/ and tests: or in dev.in), not there by luck because something else needs it."""
+    asked, for_dev = (
+        {re.split(r"[=<>\[]", line)[0] for line in lock.requirement_lines(REQUIREMENTS / name)}
+        for name in ("base.in", "dev.in")
+    )
     names = {"PIL": "pillow", "yaml": "pyyaml", "open3d": "open3d-cpu", "simdjson": "pysimdjson", "hydra": "hydra-core"}
-    names["omegaconf"] = "hydra-core"  # its configurations are OmegaConf's
+    names |= {"omegaconf": "hydra-core", "msgspec": "viser"}  # whose configurations and messages are theirs
     asked.add("rerun")  # asked for by its one user, with a line that says how to get it
     known = set(sys.stdlib_module_names) | {path.stem for path in [*REPOSITORY.glob("*"), *REPOSITORY.glob("tests/**/*.py")]}
     missing = set()
-    for path in [*REPOSITORY.glob("*.py"), *REPOSITORY.glob("mapanything/**/*.py"), *REPOSITORY.glob("tests/**/*.py")]:
+    folders = {".": asked, "mapanything": asked, "dev": asked | for_dev, "tests": asked | for_dev}
+    paths = [(path, of) for of in folders for path in REPOSITORY.glob("*.py" if of == "." else f"{of}/**/*.py")]
+    for path, of in paths:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             tops = {module.split(".")[0] for module in modules} - known
-            missing |= {f"{path.name}: {top}" for top in tops if names.get(top, top) not in asked}
+            missing |= {f"{path.name}: {top}" for top in tops if names.get(top, top) not in folders[of]}
     assert missing == set()
 
 

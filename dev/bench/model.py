@@ -20,13 +20,12 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 from dev.bench.timing import spread_of
 from mapanything.errors import InputError
 from mapanything.models.config import architectures
 from mapanything.models.mapanything import MapAnything
-from mapanything.train.throughput import peak
+from mapanything.train.throughput import peak_flops, training_flops
 
 SIZE = (392, 518)  # height, width
 GPU_SIZE = (518, 518)
@@ -185,12 +184,12 @@ def measure_gpu(repeats: int) -> list[GpuRow]:
     """Passes a second of v1.1 as `infer` runs it, up to as many views as fit."""
     device = torch.device("cuda")
     model = random_network("mapanything", device).keep_bf16()
-    flops = peak(device)
+    flops = peak_flops(device)
     rows = []
     for num_views in GPU_VIEWS:
         views = views_of(num_views, GPU_SIZE, device)
         try:
-            with FlopCounterMode(display=False) as counter, profile(activities=[ProfilerActivity.CPU]) as profiler:
+            with profile(activities=[ProfilerActivity.CPU]) as profiler:
                 model.predict(views, apply_mask=False)
             torch.cuda.reset_peak_memory_stats()
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -202,7 +201,7 @@ def measure_gpu(repeats: int) -> list[GpuRow]:
         except torch.OutOfMemoryError:
             break
         seconds = start.elapsed_time(end) / 1000 / repeats
-        mfu = counter.get_total_flops() / seconds / flops if flops else None
+        mfu = training_flops(model.config, num_views, GPU_SIZE) / 3 / seconds / flops if flops else None
         called = {event.key for event in profiler.key_averages()}
         kernel = next((kernel for operator, kernel in KERNELS.items() if operator in called), "plain")
         of_card = torch.cuda.get_device_name(), torch.__version__, kernel

@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from mapanything.errors import InputError
 from mapanything.memory import step
 from mapanything.memory.ledger import Ledger
-from mapanything.memory.peak import STRATEGIES, Shape, Trace
+from mapanything.memory.peak import GIB, STRATEGIES, Overhead, Shape, Trace
 from mapanything.memory.step import trace_step
 from mapanything.models.layers import Attention
 from mapanything.train.distributed import Layout, Process, wrap
@@ -211,4 +211,7 @@ def test_plan_is_what_a_gpu_takes(way: str, strategy: str) -> None:
     model = config(*WAYS[way], model="mapanything_v1")
     planned: Trace = trace_step(model, shape)
     measured = step.measure_step(model, shape, strategy)
-    assert planned.peak(strategy, 1).total == pytest.approx(measured.tensors, rel=0.1)
+    total = planned.peak(strategy, 1).total
+    # Below by no more than what is planned for workspaces. One process of FSDP gathers nothing, several would.
+    assert measured.tensors <= total + Overhead().libraries_gib * GIB
+    assert total <= (1.25 if strategy == "fsdp" else 1.1) * measured.tensors

@@ -20,13 +20,7 @@ from mapanything.cli.data import DEPTH
 from mapanything.cli.network import EVALUATE, split_models
 from mapanything.errors import InputError, run_command
 from mapanything.files import writing_alone
-from mapanything.tools.options import (
-    code_and_provenance,
-    describe_checkpoint,
-    parse_device,
-    parse_resolution,
-    selection,
-)
+from mapanything.tools.options import code_and_provenance, describe_checkpoint, parse_device, parse_resolution, selection
 
 MODES = {"single": ("single",), "coop": ("coop",), "both": ("single", "coop")}
 NAME = re.compile(r"[\w.+-]{1,60}\Z", re.ASCII)  # of a model: a folder's name and a cell of a table

@@ -19,13 +19,7 @@ from mapanything.cli.network import INFER
 from mapanything.errors import InputError, run_command
 from mapanything.files import check_writable, writing_alone
 from mapanything.results.clouds import ENCODERS
-from mapanything.tools.options import (
-    code_and_provenance,
-    describe_checkpoint,
-    parse_devices,
-    parse_resolution,
-    selection,
-)
+from mapanything.tools.options import code_and_provenance, describe_checkpoint, parse_devices, parse_resolution, selection
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,15 +23,7 @@ from mapanything.tools.viz_predictions import compare, depth
 from mapanything.tools.viz_scenes import boxes, cloud, frame, pose
 from mapanything.tools.viz_sequence import sequence
 
-KINDS = {
-    "pose": pose,
-    "cloud": cloud,
-    "boxes": boxes,
-    "compare": compare,
-    "depth": depth,
-    "frame": frame,
-    "sequence": sequence,
-}
+KINDS = {kind.__name__: kind for kind in (pose, cloud, boxes, compare, depth, frame, sequence)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

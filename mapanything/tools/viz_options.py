@@ -15,15 +15,7 @@ from mapanything.cli.pictures import OUTPUTS
 from mapanything.errors import InputError
 from mapanything.files import write_atomic
 from mapanything.geometry.rigid import invert
-from mapanything.opv2v.layout import (
-    YAML,
-    AgentFolder,
-    FrameKey,
-    agent_order,
-    list_folders,
-    scan,
-    scan_agent,
-)
+from mapanything.opv2v.layout import YAML, AgentFolder, FrameKey, agent_order, list_folders, scan, scan_agent
 from mapanything.pictures.picture import Picture
 from mapanything.pictures.render import View, chase_view
 from mapanything.pictures.scenes import AgentFrame, read_timestamp

@@ -24,13 +24,7 @@ from mapanything.pictures.depth import DepthView, draw_depths
 from mapanything.pictures.hidden import hidden_depth
 from mapanything.pictures.picture import cloud_picture
 from mapanything.pictures.predictions import PredictedScene, read_prediction
-from mapanything.pictures.scenes import (
-    CAMERA_NAMES,
-    AgentFrame,
-    Cloud,
-    no_cameras,
-    title_of,
-)
+from mapanything.pictures.scenes import CAMERA_NAMES, AgentFrame, Cloud, no_cameras, title_of
 from mapanything.pictures.viewpoints import STYLE, named_view
 from mapanything.results.read import find_predictions
 from mapanything.tools.viz_options import (

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,8 +127,12 @@ def finish(args: argparse.Namespace, picture: Picture, name: str) -> int:
     picture = picture.without(args.hide)
     if args.window:
         return show_window(args, picture, name)
-    figure = draw_sheet(picture, args.point_size) if args.view == "sheet" else draw_view(picture, args.view, args.point_size)
-    return save(args, name, canvas.png_bytes(figure))
+    return save(args, name, canvas.png_bytes(figure_of(args, picture)))
+
+
+def figure_of(args: argparse.Namespace, picture: Picture) -> Any:
+    """The figure of one view, or of a sheet of them, as --view says."""
+    return draw_sheet(picture, args.point_size) if args.view == "sheet" else draw_view(picture, args.view, args.point_size)
 
 
 def files_picture(args: argparse.Namespace) -> Picture:

@@ -19,14 +19,13 @@ from PIL import Image
 
 from mapanything.errors import InputError
 from mapanything.pictures import canvas
-from mapanything.pictures.picture import draw_sheet, draw_view
 from mapanything.pictures.plots import pose_png
 from mapanything.pictures.scenes import read_positions
 from mapanything.pictures.video import SUFFIXES, open_sequence
 from mapanything.processes import holding_ctrl_c
 from mapanything.tools.viz_options import default_range, find_timestamp, output_path
 from mapanything.tools.viz_predictions import find_prediction, predicted_frames
-from mapanything.tools.viz_scenes import frames_around, read_scene, timestamp_picture
+from mapanything.tools.viz_scenes import figure_of, frames_around, read_scene, timestamp_picture
 
 Image3 = NDArray[np.uint8]
 
@@ -91,10 +90,7 @@ def draw(args: argparse.Namespace, frame: str) -> Image3:
         )
     else:
         picture = timestamp_picture(args, timestamp, args.picture, predicted).without(args.hide)
-        figure = (
-            draw_sheet(picture, args.point_size) if args.view == "sheet" else draw_view(picture, args.view, args.point_size)
-        )
-        image = canvas.figure_image(figure)
+        image = canvas.figure_image(figure_of(args, picture))
     if args.width and args.width < image.shape[1]:
         size = (args.width, round(image.shape[0] * args.width / image.shape[1]))
         image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))

@@ -251,7 +251,7 @@ def check_on_lidar(root: Path, tmp_path: Path, mode: str, resolution: tuple[int,
         folder = scene_folder(tmp_path / "out", key)
         write_scene(folder, key, made, scene.lidar_from_view0, replace(SETTINGS, resolution=resolution))
         points = np.asarray(o3d.io.read_point_cloud(folder / "cloud.pcd").points)
-        assert len(points) > 500
+        assert len(points) > 300  # those that a camera sees
         focal = min(view["camera_intrinsics"][0, 0].item() for view in scene.views)
         z = np.concatenate([view["pts3d_cam"][..., 2][view["valid_mask"]].numpy() for view in scene.views])
         # A depth sits in the middle of its pixel, a point anywhere in it; shrinking adds half a source pixel at most.

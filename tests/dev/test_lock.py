@@ -65,6 +65,6 @@ def test_what_cannot_be_installed_is_one_line(installs: list[list[str]], monkeyp
     with pytest.raises(InputError, match="is no virtual environment"):
         extra.main()
     monkeypatch.setattr(extra.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="docker compose run --rm test"):
+    with pytest.raises(InputError, match="docker compose run --rm test` has them"):
         extra.main()
-    assert not installs and not extra.INSTALLED.exists()
+    assert not installs and not list(Path(sys.prefix).iterdir())  # it may not even be writable

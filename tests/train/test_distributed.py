@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,18 +39,18 @@ def test_buffers_stay_as_they_are_on_every_torch(monkeypatch, option):
     """torch 2.13 renamed the option; its DDP is asked which one it takes."""
     given = {}
 
-    class Stand(torch.nn.Module):
-        if option == "forward_sync_buffers":
+    class New(torch.nn.Module):
+        def __init__(self, module, static_graph, gradient_as_bucket_view, forward_sync_buffers=None):
+            given["forward_sync_buffers"] = forward_sync_buffers
 
-            def __init__(self, module, static_graph, gradient_as_bucket_view, forward_sync_buffers=None):
-                given["forward_sync_buffers"] = forward_sync_buffers
-        else:
+    class Old(torch.nn.Module):
+        def __init__(self, module, static_graph, gradient_as_bucket_view, broadcast_buffers=True):
+            given["broadcast_buffers"] = broadcast_buffers
 
-            def __init__(self, module, static_graph, gradient_as_bucket_view, broadcast_buffers=True):
-                given["broadcast_buffers"] = broadcast_buffers
-
-    monkeypatch.setattr(distributed, "DistributedDataParallel", Stand)
-    process = distributed.Process(0, 0, 2, torch.device("cpu"), control=object())
+    stand_in = New if option == "forward_sync_buffers" else Old
+    group: Any = object()
+    monkeypatch.setattr(distributed, "DistributedDataParallel", stand_in)
+    process = distributed.Process(0, 0, 2, torch.device("cpu"), control=group)
     distributed.wrap(torch.nn.Linear(1, 1), lay_out(DEFAULTS | {"device": "cpu"}), process)
     assert given == {option: False}
 

@@ -1,6 +1,6 @@
 """Matplotlib figures of exactly so many pixels, dark, without pyplot: no state, no window, no backend to choose.
 
-Matplotlib is imported where a figure is made. What covers a picture with words is here too: `write`, `Places`, `write_names`.
+Matplotlib is imported where a figure is made. Words over a picture are here too: `write_text`, `Places`, `write_names`.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def plain_ticks(axis: Any, places: Sequence[float]) -> None:
     axis.set(major_locator=FixedLocator(list(places)), minor_locator=NullLocator(), major_formatter=formatter)
 
 
-def write(
+def write_text(
     axes: Any, place: NDArray[np.floating], text: str, color: Any, size: float, *, outline: float = 2.5, **options: Any
 ) -> None:
     """Text with a dark outline, centred where `options` say nothing else."""
@@ -121,7 +121,7 @@ class Name:
     bold: bool = False
 
 
-def names_of(scene: Scene) -> list[Name]:
+def scene_names(scene: Scene) -> list[Name]:
     """The agents' names, then the vehicles' numbers."""
     agents = [
         Name(axes.world_from_axes[:3, 3] - [0, 4.0, 0], f"agent {axes.label}", axes.color, True, True) for axes in scene.axes
@@ -148,4 +148,4 @@ def write_names(panel: Any, view: View, names: Iterable[Name]) -> None:
             steps = [(24, 0), (-24, 0), (0, -22), (0, 22)]
         place = places.find([uv[0] + step for step in steps], half)
         if place is not None:
-            write(panel, place, name.text, name.color, size, fontweight="bold" if name.bold else "normal")
+            write_text(panel, place, name.text, name.color, size, fontweight="bold" if name.bold else "normal")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mapanything.pictures.canvas import Name, names_of
+from mapanything.pictures.canvas import Name, scene_names
 from mapanything.pictures.colors import (
     BOX_COLOR,
     HEIGHT_RANGE,
@@ -89,7 +89,7 @@ def scene_picture(scene: Scene, max_range: float, title: str, *, by_agent: bool 
         "paths": scene.paths,
         "rings": [rings_of(max_range, scene.ground)],
     }
-    names, bars = tuple(names_of(scene)), () if by_agent else (HEIGHT_BAR,)
+    names, bars = tuple(scene_names(scene)), () if by_agent else (HEIGHT_BAR,)
     main = scene.main.key.agent
     return Picture(title, layers, scene.cameras, main, scene.ground, max_range, names, scene_marks(scene), bars)
 

@@ -15,13 +15,13 @@ from mapanything.pictures import overlay
 from mapanything.pictures.canvas import (
     Places,
     axes_at,
-    names_of,
     new_figure,
     plain_ticks,
     png_bytes,
+    scene_names,
     text_at,
-    write,
     write_names,
+    write_text,
 )
 from mapanything.pictures.colors import BOX_COLOR, DEPTH_RANGE, GRID, LIGHT, agent_color, rgb
 from mapanything.pictures.hidden import return_colors
@@ -64,7 +64,7 @@ def draw_birds_eye(axes: Any, scene: Scene, max_range: float, point_size: float 
         triangle = np.stack([points[0], *middle])[:, [0, 2]]
         axes.add_collection(PolyCollection([triangle], facecolor=(*(color / 255.0), 0.35), edgecolor=rgb(color), zorder=5))
         text = 1.45 * (triangle[1:].mean(axis=0) - triangle[0]) + triangle[0]
-        write(axes, text, label[-1], BOX_COLOR, 8, zorder=8)
+        write_text(axes, text, label[-1], BOX_COLOR, 8, zorder=8)
         digits.append(np.stack([text - digit, text + digit]))
 
     for path in scene.paths:
@@ -124,7 +124,7 @@ def _name_from_above(
         place = places.find([origin + step for step in around], half)
         if place is None:
             place = origin + around[0]
-        write(axes, place, name, item.color, 12, fontweight="bold", zorder=9)
+        write_text(axes, place, name, item.color, 12, fontweight="bold", zorder=9)
 
     agents = {item.label for item in scene.axes}
     for box, label in enumerate(boxes.labels):
@@ -134,7 +134,7 @@ def _name_from_above(
             around = [centre + reach * direction for direction in ((1, 0), (-1, 0), (0, 1), (0, -1))]
             place = places.find(around, half)
             if place is not None:
-                write(axes, place, label, boxes.colors[box], 9, zorder=7)
+                write_text(axes, place, label, boxes.colors[box], 9, zorder=7)
 
 
 def pose_sheet(
@@ -158,7 +158,7 @@ def pose_sheet(
         panel = axes_at(figure, RIGHT, top, image.shape[1], image.shape[0])
         panel.imshow(image, interpolation="none", aspect="auto")
         panel.set(xticks=[], yticks=[])
-        write_names(panel, view, () if "names" in hidden else names_of(scene))
+        write_names(panel, view, () if "names" in hidden else scene_names(scene))
         top += image.shape[0] + 22
     _legend(figure, scene, RIGHT, top, hidden)
     return png_bytes(figure)

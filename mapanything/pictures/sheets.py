@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mapanything.pictures.canvas import Name, axes_at, new_figure, plain_ticks, size_of, text_at, write, write_names
+from mapanything.pictures.canvas import Name, axes_at, new_figure, plain_ticks, size_of, text_at, write_names, write_text
 from mapanything.pictures.colors import DARK, GRID, LIGHT, RING_TEXT, Colors, rgb
 from mapanything.pictures.render import View
 from mapanything.pictures.scenes import Rings
@@ -145,7 +145,7 @@ def _draw_scale(axes: Any, width: int, height: int, metres_per_pixel: float) -> 
     for color, line_width in ((DARK, 6.0), (LIGHT, 2.0)):
         axes.plot(x, steps, color=color, linewidth=line_width, solid_joinstyle="miter", zorder=20)
     middle = np.array([(left + right) / 2, y - 10])
-    write(axes, middle, f"{length:g} m", LIGHT, 12, outline=3, va="bottom", clip_on=False, zorder=20)
+    write_text(axes, middle, f"{length:g} m", LIGHT, 12, outline=3, va="bottom", clip_on=False, zorder=20)
 
 
 def draw_bar(figure: Any, bar: Bar, left: int, top: int, width: int = BAR_SIZE) -> None:

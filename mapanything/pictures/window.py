@@ -58,12 +58,12 @@ def show(layers: Mapping[str, Sequence[Item]], *, title: str, snapshot: Path, vi
         if not window.create_window(window_name=title, width=view.width, height=view.height):
             raise InputError(f"the display {os.environ['DISPLAY']} has no OpenGL for Open3D's window: {OTHERWISE}")
     try:
-        shown = _Shown(window, shapes, snapshot)
-        _look(window, view, shown, o3d)
+        layered = _WindowLayers(window, shapes, snapshot)
+        _look(window, view, layered, o3d)
         for key, layer in TOGGLES.items():
-            _on(window, ord(key), lambda layer=layer: shown.toggle(layer))
-        _on(window, ord("S"), shown.snapshot)
-        _on(window, ord("R"), lambda: _look(window, view, shown, o3d))  # Open3D's own would stand on its head: our y is down
+            _on(window, ord(key), lambda layer=layer: layered.toggle(layer))
+        _on(window, ord("S"), layered.snapshot)
+        _on(window, ord("R"), lambda: _look(window, view, layered, o3d))  # Open3D's own would stand on its head: our y is down
         _on(window, ord("H"), lambda: print(HELP, flush=True))
         for key in (ord("Q"), ESCAPE):
             _on(window, key, window.close)
@@ -74,7 +74,7 @@ def show(layers: Mapping[str, Sequence[Item]], *, title: str, snapshot: Path, vi
         window.destroy_window()
 
 
-class _Shown:
+class _WindowLayers:
     """The content of the window. `shapes`: Open3D geometries by layer."""
 
     def __init__(self, window: Any, shapes: dict[str, list[Any]], path: Path) -> None:
@@ -118,12 +118,12 @@ def _on(window: Any, key: int, action: Callable[[], None]) -> None:
     window.register_key_callback(key, pressed)
 
 
-def _look(window: Any, view: View, shown: _Shown, o3d: Any) -> None:
+def _look(window: Any, view: View, layered: _WindowLayers, o3d: Any) -> None:
     camera = o3d.camera.PinholeCameraParameters()
     focal, centre = view.intrinsics[1, 1], (view.width / 2 - 0.5, view.height / 2 - 0.5)
     camera.intrinsic = o3d.camera.PinholeCameraIntrinsic(view.width, view.height, focal, focal, *centre)
     camera.extrinsic = invert(view.world_from_camera)
-    bounds = np.array([[shape.get_min_bound(), shape.get_max_bound()] for shape in shown.all()])
+    bounds = np.array([[shape.get_min_bound(), shape.get_max_bound()] for shape in layered.all()])
     reach = np.abs(bounds - view.world_from_camera[:3, 3]).max()  # metres from the camera
     options = window.get_render_option()
     options.background_color = np.asarray(view.background, np.float64)

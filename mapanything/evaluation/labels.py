@@ -56,7 +56,8 @@ class Labels:
         if not said["count"]:
             return "No depth label is known."
         share = said["left_out"] / said["count"]
-        parts = [f"Labels: {self.kind or 'depth maps'}; {share:.2%} of {said['count']:,} left out, for no camera sees them."]
+        left_out = f"{share:.2%} left out, for the camera can't see them" if share else "none left out"
+        parts = [f"Labels: {self.kind or 'depth maps'}; {said['count']:,}, {left_out}."]
         for mode, floor in said["floor"].items():
             parts.append(
                 f"A perfect map would score AbsRel {floor['abs_rel']:.3f}, RMSE {floor['rmse_m']:.2f} m, "

@@ -44,8 +44,9 @@ def launch(layout: Layout, arguments: Sequence[str]) -> int:
         local_addr="127.0.0.1" if single else None,
         max_restarts=0,
         signals_to_handle="SIGTERM,SIGINT,SIGHUP",
-        shutdown_timeout=SAVING_SECONDS,
     )
+    if hasattr(config, "shutdown_timeout"):  # torch 2.10 knows no other than 30 seconds
+        config.shutdown_timeout = SAVING_SECONDS
     try:
         elastic_launch(config, sys.executable)("-m", "mapanything.train.training", *arguments)
     except SignalException as caught:

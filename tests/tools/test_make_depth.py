@@ -156,20 +156,6 @@ def test_fused_maps_add_to_the_seen_ones(sample_root, tmp_path):
     assert added > 0 and made and made.source == "fused" and any((tmp_path / "one").rglob("*.npy"))
 
 
-def test_maps_of_two_kinds_do_not_share_a_root(sample_root, tmp_path):
-    arguments = ("--root", sample_root, "--depth-root", tmp_path / "d")
-    assert run(*arguments, "--visibility", "off").returncode == 0
-    before = {path: path.read_bytes() for path in (tmp_path / "d").rglob("*.npy")}
-    for more in ((), ("--overwrite", "--frame", "000069")):
-        done = run(*arguments, *more)
-        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
-    assert all(path.read_bytes() == data for path, data in before.items())
-    done = run(*arguments, "--overwrite")
-    assert done.returncode == 0 and f"{len(before)} maps of another kind removed" in done.stdout
-    made = read(tmp_path / "d")
-    assert made and made.method == "visible" and len(list((tmp_path / "d").rglob("*.npy"))) == len(before)
-
-
 def test_a_second_run_makes_only_what_is_missing(sample_root, tmp_path):
     run("--root", sample_root, "--depth-root", tmp_path / "d")
     files = sorted((tmp_path / "d").rglob("*.npy"))

@@ -89,13 +89,13 @@ def test_file_vanishes_after_the_scenes_were_chosen(
     key = first_key(sample_root)
     paths = FramePaths(sample_root, key)
     victim = {"yaml": paths.yaml, "image": paths.image(2), "depth": DepthLayout(sample_depth_root).path(key, 1)}[name]
-    go_on = tool._what_makes_it
+    go_on = tool.code_and_provenance
 
     def remove_it(*arguments):
         victim.unlink()
         return go_on(*arguments)
 
-    monkeypatch.setattr(tool, "_what_makes_it", remove_it)
+    monkeypatch.setattr(tool, "code_and_provenance", remove_it)
     given = ["--root", sample_root, "--depth-root", sample_depth_root, "--out", tmp_path / "out", "--device", "cpu"]
     given += ["--inputs", "images,intrinsics,depth", "--split", key.split, "--resolution", 70, 42]
     if tool is infer:

@@ -81,7 +81,7 @@ def test_problems_are_the_exit_code(sample_root: Path) -> None:
         (["--root", "{root}", "--report", "report.txt"], ".json or .csv"),
         (["--root", "{root}", "--report", "{root}/train/x.json/y.json"], None),
         (["--root", "{root}", "--report", "/dev/null/x.json"], "/dev/null"),
-        (["--root", "{root}", "--write-exclude", "{root}"], "can't be written"),
+        (["--root", "{root}", "--write-exclude", "{root}"], "is a folder; name a file"),
         (["--root", "{root}", "--write-exclude", "{notes}"], "not written by check-data"),
         (["--root", "{root}", "--depth-root", "{root}", "--depth-pattern", "{{frame}}.npy"], "must use"),
     ],

@@ -332,6 +332,11 @@ def test_killed_container_leaves_whole_files_only(host: Host, tmp_path: Path) ->
                 assert yaml.safe_load(path.read_text())
 
 
+def whole_maps(folder: Path) -> list[Path]:
+    """Depth maps under their final names."""
+    return [path for path in files(folder) if path.suffix in (".npy", ".png") and not path.name.startswith(".")]
+
+
 def test_killed_make_depth_leaves_whole_maps_only(host: Host, tmp_path: Path) -> None:
     """Killed at several moments, each time with other files under way; the next run completes what is there."""
     done = 0
@@ -342,7 +347,7 @@ def test_killed_make_depth_leaves_whole_maps_only(host: Host, tmp_path: Path) ->
         before = time.time()
         assert host.compose(*command).returncode == 0
         deadline = time.monotonic() + 60
-        while not any(path.stat().st_mtime > before for path in files(tmp_path / "depth") if path.name[0] != "."):
+        while not any(path.stat().st_mtime > before for path in whole_maps(tmp_path / "depth")):
             assert time.monotonic() < deadline
             time.sleep(0.002)
         time.sleep(wait_s)
@@ -350,9 +355,8 @@ def test_killed_make_depth_leaves_whole_maps_only(host: Host, tmp_path: Path) ->
         docker("wait", name)
         done += docker("inspect", "--format", "{{.State.ExitCode}}", name).stdout != "137\n"
         docker("rm", name)
-        for path in files(tmp_path / "depth"):
-            if not path.name.startswith("."):
-                read_depth(path)
+        for path in whole_maps(tmp_path / "depth"):
+            read_depth(path)
     assert done < 3  # at least one was killed at work
     assert host.run("make-depth", "--format", "both").returncode == 0
     on_host("make_depth", "--root", host.images, "--depth-root", tmp_path / "own-depth", "--format", "both")

@@ -81,7 +81,7 @@ def lay_out(config: Mapping[str, Any], gpus: int | None = None) -> Layout:
     timeout, places = _timeout(config["timeout_seconds"]), (nodes, config["node_rank"], config["rendezvous"])
     layout = Layout(wanted, batches, device, config["strategy"], timeout, *places)
     if under_launcher():
-        world = int(os.environ["WORLD_SIZE"])
+        world = _launched_processes()
         batches *= _accumulation(config, wanted, world)
         return replace(layout, world_size=world, accumulation=batches, note=_launcher_note(wanted, world, config))
     here = layout.processes_here
@@ -106,6 +106,25 @@ def lay_out(config: Mapping[str, Any], gpus: int | None = None) -> Layout:
     if used < gpus:
         note += f"; {gpus - used} GPUs stay idle, as {here} is no multiple of more"
     return replace(layout, world_size=used * nodes, accumulation=batches, note=note)
+
+
+def _launched_processes() -> int:
+    """The number of processes that a launcher says there are. A cluster's shell may have set half of its variables.
+
+    Raises:
+        InputError: names the variable that is missing or no number.
+    """
+    alone = "torchrun sets it; without torchrun: env -u RANK -u WORLD_SIZE ..."
+    if not os.environ.get("MASTER_ADDR"):
+        raise InputError(f"MASTER_ADDR is not set where RANK and WORLD_SIZE say that a launcher runs: {alone}")
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
+        value = os.environ.get(name, "0" if name == "LOCAL_RANK" else "")
+        if not (value.isascii() and value.isdigit()):
+            raise InputError(f"{name} is {value!r}, no number, where RANK and WORLD_SIZE say that a launcher runs: {alone}")
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if rank >= world:
+        raise InputError(f"RANK is {rank} of WORLD_SIZE={world} processes: it goes from 0 to {world - 1}; {alone}")
+    return world
 
 
 def _timeout(seconds: Any) -> timedelta:

@@ -108,6 +108,8 @@ def test_timeout_of_slow_clusters(monkeypatch):
 def test_under_torchrun_its_number_counts(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "1")
     layout = lay_out(DEFAULTS | {"world_size": 4}, 0)
     assert (layout.world_size, layout.accumulation) == (2, 1) and "torchrun started 2" in layout.note
     assert lay_out(DEFAULTS | {"world_size": 4, "keep_global_batch": True}, 0).accumulation == 2
@@ -116,6 +118,26 @@ def test_under_torchrun_its_number_counts(monkeypatch):
 
 
 # The same steps, however they are divided
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"MASTER_ADDR": None}, "MASTER_ADDR is not set"),
+        ({"MASTER_PORT": None}, "MASTER_PORT is '', no number"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', no number"),
+        ({"RANK": "-1"}, "RANK is '-1', no number"),
+        ({"RANK": "3"}, "RANK is 3 of WORLD_SIZE=3 processes"),
+        ({"LOCAL_RANK": ""}, "LOCAL_RANK is '', no number"),
+    ],
+)
+def test_half_of_a_launcher_is_one_line(changed, said, monkeypatch):
+    """Shells inside a cluster's job have some of these variables."""
+    whole = {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in (whole | changed).items():
+        monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match=f"{said}.*env -u RANK -u WORLD_SIZE"):
+        lay_out(DEFAULTS, 0)
 
 
 def losses(folder: Path, name: str = "train_loss") -> list[float]:

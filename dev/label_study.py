@@ -44,8 +44,7 @@ SEEDS = (0, 1, 2)
 FIGURES = {"depth_abs_rel": "AbsRel", "depth_delta_1_25": "δ1.25", "depth_rmse_m": "RMSE m", "pose_rotation_deg": "rotation °"}
 AGENTS = 3
 SAMPLE = {"frames": 1, "agents": AGENTS, "image_size": "280x210", "seed": 71}
-RESOLUTION = (168, 126)
-SCENES_PER_STEP = 4
+SCENES_PER_STEP = 2
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,7 @@ class Study:
     train: int  # scenarios
     test: int
     steps: int
+    resolution: tuple[int, int]
     jobs: int  # trainings at a time
     device: str
 
@@ -113,12 +113,12 @@ def train(study: Study, kind: str, seed: int) -> None:
         "output_dir": folder,
         "distributed.world_size": 1,
         "distributed.device": study.device,
-        "dataset.resolution": f"[{RESOLUTION[0]},{RESOLUTION[1]}]",
+        "dataset.resolution": "[{},{}]".format(*study.resolution),
         "dataset.seed": seed,
         "train_params.seed": seed,
         "train_params.max_num_of_imgs_per_gpu": 4 * SCENES_PER_STEP,
         "train_params.epochs": math.ceil(study.steps * SCENES_PER_STEP / (study.train * AGENTS)),
-        "train_params.lr": 1e-3,
+        "train_params.lr": 6e-4,
         "train_params.amp": "fp32",
         "train_params.validate": "false",
         "train_params.print_every": 200,
@@ -133,7 +133,7 @@ def measure(study: Study) -> Path:
     out = study.folder / "evaluation"
     if not (out / "metrics.csv").exists():
         models = [f"{kind}_{seed}={study.run(kind, seed) / 'checkpoint-final.pth'}" for kind in KINDS for seed in SEEDS]
-        words = ("--every-agent", "--overwrite", "--resolution", *map(str, RESOLUTION), "--models", *models)
+        words = ("--every-agent", "--overwrite", "--resolution", *map(str, study.resolution), "--models", *models)
         options = {"mode": "single", "split": "test", "chamfer_points": 1000, "worst": 0, "out": out}
         log = study.folder / "logs" / "evaluate.log"
         call("tools.evaluate", log, *words, root=study.images, depth_root=study.depth("rendered"), **options)
@@ -217,11 +217,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--steps", type=int, default=3000, help="optimiser steps of each run, rounded up to epochs (%(default)s)"
     )
+    parser.add_argument(
+        "--resolution", type=int, nargs=2, default=(84, 56), metavar="N", help="width and height (%(default)s)"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (%(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--until", choices=("data", "train", "table"), default="table", help="where to stop (%(default)s)")
     args = parser.parse_args(argv)
-    study = Study(args.output, args.train, args.test, args.steps, args.jobs, args.device)
+    study = Study(args.output, args.train, args.test, args.steps, tuple(args.resolution), args.jobs, args.device)
     make_data(study)
     if args.until == "data":
         return 0
@@ -233,6 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines, numbers = table(results)
     record = {
         "steps": args.steps,
+        "resolution": list(args.resolution),
         "train": args.train,
         "test": args.test,
         "seeds": len(SEEDS),

@@ -56,6 +56,7 @@ class Study:
     test: int
     steps: int
     resolution: tuple[int, int]
+    labels: tuple[str, ...]  # of `KINDS`: those that are trained with
     jobs: int  # trainings at a time
     device: str
 
@@ -132,7 +133,7 @@ def measure(study: Study) -> Path:
     """Measures every run on the test split, against rendered truth; the file of figures."""
     out = study.folder / "evaluation"
     if not (out / "metrics.csv").exists():
-        models = [f"{kind}_{seed}={study.run(kind, seed) / 'checkpoint-final.pth'}" for kind in KINDS for seed in SEEDS]
+        models = [f"{kind}_{seed}={study.run(kind, seed) / 'checkpoint-final.pth'}" for kind in study.labels for seed in SEEDS]
         words = ("--every-agent", "--overwrite", "--resolution", *map(str, study.resolution), "--models", *models)
         options = {"mode": "single", "split": "test", "chamfer_points": 1000, "worst": 0, "out": out}
         log = study.folder / "logs" / "evaluate.log"
@@ -220,16 +221,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--resolution", type=int, nargs=2, default=(84, 56), metavar="N", help="width and height (%(default)s)"
     )
+    parser.add_argument("--labels", nargs="+", choices=KINDS, default=list(KINDS), help="to train with (default: all)")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (%(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--until", choices=("data", "train", "table"), default="table", help="where to stop (%(default)s)")
     args = parser.parse_args(argv)
-    study = Study(args.output, args.train, args.test, args.steps, tuple(args.resolution), args.jobs, args.device)
+    study = Study(
+        args.output, args.train, args.test, args.steps, tuple(args.resolution), tuple(args.labels), args.jobs, args.device
+    )
     make_data(study)
     if args.until == "data":
         return 0
     with ThreadPoolExecutor(study.jobs) as pool:
-        list(pool.map(lambda run: train(study, *run), [(kind, seed) for seed in SEEDS for kind in KINDS]))
+        list(pool.map(lambda run: train(study, *run), [(kind, seed) for seed in SEEDS for kind in study.labels]))
     if args.until == "train":
         return 0
     results = by_scenario(measure(study)) | {"blind constant": blind(study)}

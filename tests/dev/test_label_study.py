@@ -41,7 +41,7 @@ def test_scenes_and_seeds_are_averaged_before_scenarios_are_compared(tmp_path: P
 
 
 def test_the_blind_constant_is_the_median_of_the_training_maps(tmp_path: Path) -> None:
-    study = Study(tmp_path, 3, 1, 1, (84, 56), 1, "cpu")
+    study = Study(tmp_path, 3, 1, 1, (84, 56), ("plain",), 1, "cpu")
     for split, depths in {"train": (10.0, 20.0, 40.0), "test": (25.0,)}.items():
         for number, depth in enumerate(depths):
             folder = study.depth("rendered") / split / f"s{number}" / "1"
